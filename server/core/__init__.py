@@ -1,0 +1,1 @@
+"""What a session is. No asyncio, no JSON, no protocol names."""

@@ -1,0 +1,1 @@
+"""What hears: every engine behind one small interface."""

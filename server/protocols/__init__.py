@@ -1,0 +1,1 @@
+"""Who says what: each dialect's ids, state and error table, without I/O."""
