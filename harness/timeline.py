@@ -42,6 +42,8 @@ class Entry:
 
 
 class Outcome(StrEnum):
+    """How a stream ended."""
+
     OK = "ok"  # a final transcript came
     FAILED = "failed"  # the server said error, or the connection broke, or no final came in time
     REJECTED = "rejected"  # the server refused the session for want of capacity

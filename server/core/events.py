@@ -220,6 +220,8 @@ class OpenSegment:
 
 @dataclass(frozen=True, slots=True)
 class Feed:
+    """Hand the next audio of the segment to the engine."""
+
     segment: int
     pcm: bytes = field(repr=False)
 
