@@ -152,7 +152,7 @@ class _Process(asyncio.Protocol):
                 case _:
                     raise ValueError(f"{kind!r} is not for the engine")
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._engine.process_lost(self, "the recogniser process ended unexpectedly")
 
     def send(self, kind: Kind, payload: bytes | Opening = b"") -> None:

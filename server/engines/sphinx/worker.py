@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from server.engines.sphinx.commitment import Commitment, PlacedWord
+from server.engines.sphinx.commitment import Commitment, Hypothesis, PlacedWord
 from server.engines.sphinx.messages import Failure, Frames, Kind, Progress, decode_opening, frame
 from server.engines.sphinx.settings import SphinxSettings
 from wire.pcm import SAMPLE_RATE, bytes_of, seconds_of
@@ -47,15 +47,17 @@ def load_decoder(settings: SphinxSettings) -> Any:
     return Decoder(samprate=SAMPLE_RATE, cmninit=CEPSTRAL_MEAN, loglevel="FATAL", **options)
 
 
-def words_of(decoder: Any) -> list[PlacedWord]:
-    """The decoder's hypothesis without silence and noise."""
+def hypothesis_of(decoder: Any) -> Hypothesis:
+    """What the decoder believes now, without silence and noise."""
     if decoder.hyp() is None:
-        return []
-    return [
+        return Hypothesis()
+    pieces = list(decoder.seg())
+    words = [
         PlacedWord(ALTERNATIVE.sub("", piece.word), piece.start_frame, piece.end_frame + 1)
-        for piece in decoder.seg()
-        if piece.word[0] not in "<[" and not piece.word.startswith("++")
+        for piece in pieces
+        if not piece.word.startswith(("<", "[", "++"))
     ]
+    return Hypothesis(words, pieces[-1].end_frame + 1)
 
 
 class Hearing:
@@ -87,7 +89,7 @@ class Hearing:
         """Decode the next 80 ms, however the audio came in; what there is to tell, if anything."""
         self._decode(STEP_BYTES)
         committed, rest = self._commitment.advance(
-            words_of(self._decoder), seconds_of(self._heard_bytes) * FRAMES_PER_SECOND
+            hypothesis_of(self._decoder), seconds_of(self._heard_bytes) * FRAMES_PER_SECOND
         )
         text = self._text(committed)
         tentative = "".join(f" {word.text}" for word in rest)
@@ -103,7 +105,7 @@ class Hearing:
         if self._audio:
             self._decode(STEP_BYTES)
         self._decoder.end_utt()
-        committed = self._commitment.finish(words_of(self._decoder))
+        committed = self._commitment.finish(hypothesis_of(self._decoder))
         return self._progress(self._text(committed), "", committed)
 
     def abandon(self) -> None:
