@@ -161,6 +161,14 @@ class _Server(uvicorn.Server):
             super().handle_exit(sig, frame)
 
 
+def _without_traceback_of_bad_utf8(record: logging.LogRecord) -> bool:
+    """A client's bytes are no fault of ours: one line is enough."""
+    if record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError):
+        record.exc_info = None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return True
+
+
 def configure_logging(settings: Settings) -> None:
     """Logs go to stderr: one line of text or of JSON each."""
     level = getattr(logging, settings.log_level.upper())
@@ -187,7 +195,9 @@ def configure_logging(settings: Settings) -> None:
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # uvicorn logs each WebSocket's URL at info, and envelope clients carry their key in it
-    logging.getLogger("uvicorn.error").setLevel(max(level, logging.WARNING))
+    uvicorn_log = logging.getLogger("uvicorn.error")
+    uvicorn_log.setLevel(max(level, logging.WARNING))
+    uvicorn_log.addFilter(_without_traceback_of_bad_utf8)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
