@@ -168,7 +168,7 @@ class YapDialect:
             case Final(request):
                 return self._final(request, event)
             case Dropped(request, seconds, limit):
-                status = yap.Status("overload_drop", round(seconds, 3), limit, "pending_buffer")
+                status = yap.Status("overload_drop", seconds, limit, "pending_buffer")
                 return [self._about(request, status)]
             case Cancelled(_, reason):
                 return [] if reason == _BARGE_IN else [self._reply(yap.CancelledReply(reason))]
