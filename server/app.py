@@ -151,14 +151,19 @@ class _Server(uvicorn.Server):
         self._drain = drain
         self._draining: asyncio.Task[None] | None = None
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self._draining is None:
             _log.info("draining", signal=signal.Signals(sig).name)
             self._draining = self._drain()
-            self._draining.add_done_callback(lambda _: uvicorn.Server.handle_exit(self, sig, frame))
+            self._draining.add_done_callback(self._leave)
         else:
             self.force_exit = True
-            super().handle_exit(sig, frame)
+            self._leave()
+
+    def _leave(self, _: object = None) -> None:
+        # not uvicorn's own way, which sends the signal to the process once more when all is done: it would end by that,
+        # before the engine was stopped and with its number as status
+        self.should_exit = True
 
 
 def _without_traceback_of_bad_utf8(record: logging.LogRecord) -> bool:
