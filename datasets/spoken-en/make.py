@@ -72,7 +72,9 @@ class Flite:
         spoken = self._flite.flite_synth_text(text.encode(), self._voice(voice))
         wave = ctypes.cast(self._flite.utt_wave(spoken), ctypes.POINTER(_Wave)).contents
         if (wave.sample_rate, wave.num_channels) != (RATE, 1):
-            raise SystemExit(f"{voice} speaks at {wave.sample_rate} Hz with {wave.num_channels} channels; expected {RATE} Hz mono")
+            raise SystemExit(
+                f"{voice} speaks at {wave.sample_rate} Hz with {wave.num_channels} channels; expected {RATE} Hz mono"
+            )
         samples = np.ctypeslib.as_array(wave.samples, (wave.num_samples,)).astype(np.float64) / 32_768
         times = []
         for token in self._chain(self._flite.relation_head(self._flite.utt_relation(spoken, b"Token"))):
@@ -148,7 +150,9 @@ def main() -> None:
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (HERE / "manifest.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     seconds = sorted(row["seconds"] for row in rows)  # type: ignore[type-var]
-    print(f"{len(rows)} utterances, {sum(seconds) / 60:.2f} min, {seconds[0]:.2f} to {seconds[-1]:.2f} s", file=sys.stderr)  # type: ignore[arg-type, str-format]
+    print(
+        f"{len(rows)} utterances, {sum(seconds) / 60:.2f} min, {seconds[0]:.2f} to {seconds[-1]:.2f} s", file=sys.stderr
+    )  # type: ignore[arg-type, str-format]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Prints what the dataset's README says: PocketSphinx word error rate, and how far its forced alignment lies from the word times.
 
-    python datasets/spoken-en/measure.py         # from the repository root; about a minute of one core
+python datasets/spoken-en/measure.py         # from the repository root; about a minute of one core
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def align(decoder: pocketsphinx.Decoder, pcm: bytes, words: list[str]) -> list[t
 
 def main() -> None:
     """Reads the whole dataset once and prints the figures."""
-    rows: list[dict[str, Any]] = [json.loads(line) for line in (HERE / "manifest.jsonl").read_text("utf-8").splitlines()]
+    rows: list[dict[str, Any]] = [
+        json.loads(line) for line in (HERE / "manifest.jsonl").read_text("utf-8").splitlines()
+    ]
     recogniser, aligner = pocketsphinx.Decoder(**FAST, loglevel="FATAL"), pocketsphinx.Decoder(loglevel="FATAL")
     normalise = EnglishTextNormalizer()
     errors: Counter[str] = Counter()
@@ -82,7 +84,9 @@ def main() -> None:
             continue
         starts += [start - word["start"] for (start, _), word in zip(aligned, row["words"], strict=True)]
         ends += [end - word["end"] for (_, end), word in zip(aligned, row["words"], strict=True)]
-    print(f"\nutterances {len(rows)}, audio {sum(row['seconds'] for row in rows) / 60:.2f} min, last word differs in {lost_tails}")
+    print(
+        f"\nutterances {len(rows)}, audio {sum(row['seconds'] for row in rows) / 60:.2f} min, last word differs in {lost_tails}"
+    )
     for group, words in reference_words.items():
         print(f"WER {group:14s} {100 * errors[group] / words:5.1f} %  of {words} words")
     for name, differences in (("start", starts), ("end", ends)):
