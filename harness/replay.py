@@ -8,7 +8,7 @@ import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from time import perf_counter_ns
+from time import perf_counter_ns, process_time
 
 from harness.corpus import Utterance
 from harness.pacing import NS, Order, lane_delays_seconds, order_of, start_jitter_ns
@@ -62,6 +62,7 @@ class Replayed:
     complete: bool
     origin_ns: int
     wall_seconds: float
+    generator_cpu_seconds: float  # of this process while streams were under way
     blocked_writes: int  # packets that the kernel did not take at once because the server did not read
     notes: list[str]
 
@@ -154,7 +155,7 @@ async def replay(
     if ramp_seconds is None:
         ramp_seconds = max(cell.packet_ms / 1000, lanes * SMALLEST_RAMP_SECONDS_PER_LANE)
     with _quiet_collector():
-        origin_ns = perf_counter_ns()
+        origin_ns, cpu_seconds = perf_counter_ns(), process_time()
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(lane(number, delay))
@@ -163,7 +164,7 @@ async def replay(
             watch = group.create_task(_watch(tasks, stop, progress, on_progress))
             await asyncio.wait(tasks)
             watch.cancel()
-        wall_seconds = (perf_counter_ns() - origin_ns) / NS
+        wall_seconds, cpu_seconds = (perf_counter_ns() - origin_ns) / NS, process_time() - cpu_seconds
     records = [stream.record(origin_ns) for stream in streams]
     if cell.only_steady and len(busy) == lanes:
         _mark_steady(records, max(began for began, _ in busy) - origin_ns, min(ended for _, ended in busy) - origin_ns)
@@ -173,6 +174,7 @@ async def replay(
         complete=not stop.is_set() and not waiting,
         origin_ns=origin_ns,
         wall_seconds=wall_seconds,
+        generator_cpu_seconds=cpu_seconds,
         blocked_writes=sum(stream.blocked_writes for stream in streams),
         notes=notes,
     )
