@@ -14,49 +14,37 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        by_surface = {"labelnames": ["surface"], "registry": self.registry}
-        self.connections_active = Gauge("earmark_connections_active", "Open connections", **by_surface)
-        self.connections = Counter("earmark_connections", "Connections accepted", **by_surface)
-        self.connections_rejected = Counter(
-            "earmark_connections_rejected",
-            "Connections turned away, by reason",
-            labelnames=["surface", "reason"],
-            registry=self.registry,
+
+        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
+            return Gauge(f"earmark_{name}", meaning, labels, registry=self.registry)
+
+        def counter(name: str, meaning: str, *labels: str) -> Counter:
+            return Counter(f"earmark_{name}", meaning, labels, registry=self.registry)
+
+        def histogram(name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"earmark_{name}", meaning, labels, registry=self.registry, buckets=buckets)
+
+        self.connections_active = gauge("connections_active", "Open connections", "surface")
+        self.connections = counter("connections", "Connections accepted", "surface")
+        self.connections_rejected = counter("connections_rejected", "Connections turned away", "surface", "reason")
+        self.connection_seconds = histogram(
+            "connection_duration_seconds", "How long connections lived", _LIFE, "surface"
         )
-        self.connection_seconds = Histogram(
-            "earmark_connection_duration_seconds", "How long connections lived", buckets=_LIFE, **by_surface
+        self.utterances = counter("utterances", "Utterances ended: final, cancelled, failed", "surface", "outcome")
+        self.segments = counter("segments", "Engine segments opened", "surface")
+        self.audio_seconds = counter("audio_seconds", "Audio received", "surface")
+        self.dropped_seconds = counter("dropped_audio_seconds", "Audio dropped", "surface")
+        self.errors = counter("errors", "Error frames sent", "surface", "reason")
+        self.first_token = histogram(
+            "first_token_seconds", "First audio received to first text sent", _LATENCY, "surface"
         )
-        self.utterances = Counter(
-            "earmark_utterances",
-            "Utterances ended, by outcome (final, cancelled, failed)",
-            labelnames=["surface", "outcome"],
-            registry=self.registry,
+        self.finalisation = histogram(
+            "finalisation_seconds", "End of audio received to final sent", _LATENCY, "surface"
         )
-        self.audio_seconds = Counter("earmark_audio_seconds", "Audio received", **by_surface)
-        self.dropped_seconds = Counter("earmark_dropped_audio_seconds", "Audio dropped", **by_surface)
-        self.errors = Counter(
-            "earmark_errors",
-            "Error frames sent, by reason",
-            labelnames=["surface", "reason"],
-            registry=self.registry,
+        self.audio_lag = histogram(
+            "audio_lag_seconds", "Audio received, not yet heard by the engine, when text is sent", _LATENCY, "surface"
         )
-        self.first_token = Histogram(
-            "earmark_first_token_seconds", "First audio received to first text sent", buckets=_LATENCY, **by_surface
+        self.loop_delay = histogram(
+            "event_loop_delay_seconds", "How much later than asked the event loop woke up", _LOOP
         )
-        self.finalisation = Histogram(
-            "earmark_finalisation_seconds", "End of audio received to final sent", buckets=_LATENCY, **by_surface
-        )
-        self.audio_lag = Histogram(
-            "earmark_audio_lag_seconds",
-            "Audio received and not yet heard by the engine, sampled when text is sent",
-            buckets=_LATENCY,
-            **by_surface,
-        )
-        self.segments = Counter("earmark_segments", "Engine segments opened", **by_surface)
-        self.loop_delay = Histogram(
-            "earmark_event_loop_delay_seconds",
-            "How much later than asked the event loop woke up",
-            buckets=_LOOP,
-            registry=self.registry,
-        )
-        self.engine = Gauge("earmark_engine", "Figures of the engine", labelnames=["figure"], registry=self.registry)
+        self.engine = gauge("engine", "Figures of the engine at the moment", "figure")

@@ -99,6 +99,8 @@ def _wrong(utterance: Utterance, decode: bool) -> Iterator[str]:
         yield from _wrong_words(utterance, utterance.words)
     if decode and utterance.audio is not None:
         yield from _wrong_audio(utterance, utterance.audio)
+    elif decode:
+        yield from _wrong_parts(utterance)
 
 
 def _wrong_words(utterance: Utterance, words: tuple[TimedWord, ...]) -> Iterator[str]:
@@ -134,6 +136,18 @@ def _wrong_audio(utterance: Utterance, audio: Path) -> Iterator[str]:
         return
     if abs(seconds - utterance.seconds) > LENGTH_TOLERANCE_SECONDS:
         yield f"{audio}: decodes to {seconds:.3f} s, but is said to last {utterance.seconds:.3f} s"
+
+
+def _wrong_parts(utterance: Utterance) -> Iterator[str]:
+    """Lengths only: the hashes of the parts are those of the dataset they come from, and are checked there."""
+    try:
+        lengths = {path: decoded_seconds(path) for path in {path for path, _ in utterance.parts}}
+    except UnreadableAudioError as error:
+        yield str(error)
+        return
+    seconds = sum(gap_seconds + lengths[path] for path, gap_seconds in utterance.parts)
+    if abs(seconds - utterance.seconds) > LENGTH_TOLERANCE_SECONDS:
+        yield f"its parts decode to {seconds:.3f} s together, but are said to last {utterance.seconds:.3f} s"
 
 
 def _tokens(text: str) -> list[str]:
