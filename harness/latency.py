@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.special import stdtrit
@@ -94,7 +95,9 @@ def measure(record: StreamRecord) -> StreamLatency:
         connect_seconds=_between(connecting, record.first(Kind.CONNECTED)),
         ready_seconds=_between(connecting, record.first(Kind.READY)),
         first_token_from_start=None if shown_ns is None else (shown_ns - record.t0_ns) / _NS,
-        first_token_from_onset=None if shown_ns is None or not timed or not paced else since(record, timed[0].start, shown_ns),
+        first_token_from_onset=None
+        if shown_ns is None or not timed or not paced
+        else since(record, timed[0].start, shown_ns),
         word_end_seconds=tuple(word.end for word in timed),
         word_emission_latencies=emissions,
         word_finality_latencies=finalities,
@@ -111,7 +114,9 @@ def measure(record: StreamRecord) -> StreamLatency:
         unmatched_words=states.unmatched if timed else None,
         lost_tail_words=states.lost_tail if record.outcome is Outcome.OK else None,
         dropped_seconds=sum(entry.value or 0.0 for entry in record.of(Kind.DROPPED)),
-        real_time_factor=None if paced or final is None or not record.audio_seconds else (final.t_ns - record.t0_ns) / _NS / record.audio_seconds,
+        real_time_factor=None
+        if paced or final is None or not record.audio_seconds
+        else (final.t_ns - record.t0_ns) / _NS / record.audio_seconds,
     )
 
 
@@ -192,10 +197,10 @@ class _Alignment:
                     self._emitted[token] = last.since[shown]
         self.emitted_ns = self._by_word(self._emitted)
         self.final_ns = self._by_word(standing)
-        self.unmatched = sum(
-            1 for piece, t_ns in zip(pieces, self.emitted_ns, strict=True) if piece and t_ns is None
+        self.unmatched = sum(1 for piece, t_ns in zip(pieces, self.emitted_ns, strict=True) if piece and t_ns is None)
+        self.lost_tail = sum(
+            1 for piece, begin in zip(pieces, self._bounds, strict=False) if piece and begin >= matched_to
         )
-        self.lost_tail = sum(1 for piece, begin in zip(pieces, self._bounds, strict=False) if piece and begin >= matched_to)
 
     def _credit(self, words: list[str], since_ns: list[int]) -> None:
         for token, shown in self._aligner.align(words):
@@ -206,7 +211,7 @@ class _Alignment:
     def _by_word(self, times_ns: list[int | None]) -> list[int | None]:
         """A word of several tokens is there when the last of them is."""
         by_word: list[int | None] = []
-        for begin, end in zip(self._bounds, self._bounds[1:], strict=False):
+        for begin, end in pairwise(self._bounds):
             known = [t_ns for t_ns in times_ns[begin:end] if t_ns is not None]
             by_word.append(max(known) if known and len(known) == end - begin else None)
         return by_word
@@ -308,7 +313,9 @@ class PrefixAligner:
     def _covered_by_array(self, rises: int, falls: int) -> int:
         size = len(self._reference)
         up, down = (
-            np.unpackbits(np.frombuffer(bits.to_bytes(size // 8 + 1, "little"), np.uint8), count=size, bitorder="little")
+            np.unpackbits(
+                np.frombuffer(bits.to_bytes(size // 8 + 1, "little"), np.uint8), count=size, bitorder="little"
+            )
             for bits in (rises, falls)
         )
         distance = np.concatenate([[0], np.cumsum(up.astype(np.int32) - down)])
@@ -375,7 +382,7 @@ def _stalls(record: StreamRecord, changes_ns: Sequence[int], delay: float) -> in
     end_ns = final.t_ns if final is not None else record.entries[-1].t_ns
     marks = [record.t0_ns, *(t_ns for t_ns in changes_ns if record.t0_ns < t_ns < end_ns), end_ns]
     stalls = 0
-    for begin_ns, until_ns in zip(marks, marks[1:], strict=False):
+    for begin_ns, until_ns in pairwise(marks):
         begin, until = ((t_ns - record.t0_ns) / _NS * record.speed for t_ns in (begin_ns, until_ns))
         if until - begin > STALL_SECONDS + delay:
             words = sum(1 for word in record.words or () if word.start >= begin and word.end <= until)

@@ -34,6 +34,7 @@ def light_words(text: str, language: str) -> list[str]:
 
 
 def is_unspaced(language: str) -> bool:
+    """True for languages written without blanks between words; ``language`` may carry a region."""
     return language.split("-")[0].lower() in UNSPACED_LANGUAGES
 
 

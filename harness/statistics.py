@@ -105,7 +105,9 @@ class Bootstrap:
                 count = min(500, self.resamples - begin)
                 draws = random.integers(0, units, size=(count, units))
                 draws += np.arange(count)[:, None] * units
-                rows.append(np.bincount(draws.ravel(), minlength=count * units).reshape(count, units).astype(np.float32))
+                rows.append(
+                    np.bincount(draws.ravel(), minlength=count * units).reshape(count, units).astype(np.float32)
+                )
             self._weights[units] = np.concatenate(rows)
         return self._weights[units]
 
@@ -189,7 +191,8 @@ def distribution(
             note = _narrow(distinct)
             low, high = (float(bound) for bound in np.quantile(resampled[:, index], [_TAIL, 1 - _TAIL]))
         estimates.append(Estimate(float(point), low, high, note))
-    return Distribution(unit, streams, int(values.size), *estimates, float(values.max()), missing)
+    p50, p90, p95, p99 = estimates
+    return Distribution(unit, streams, int(values.size), p50, p90, p95, p99, float(values.max()), missing)
 
 
 def _resampled_quantiles(
@@ -272,7 +275,9 @@ def paired_latency_difference(
     if min(count, differences.size) < minimum_n(share):
         note = _too_few(min(count, differences.size), minimum_n(share), "pairs")
         return Difference(value, None, None, None, count, None, test, note)
-    resampled = _resampled_quantiles([differences[i : i + 1] for i in range(differences.size)], blocks, [share], bootstrap)
+    resampled = _resampled_quantiles(
+        [differences[i : i + 1] for i in range(differences.size)], blocks, [share], bootstrap
+    )
     return _from_resamples(value, resampled[:, 0], count, test)
 
 
@@ -294,14 +299,14 @@ def mapsswe(errors: Sequence[float], other_errors: Sequence[float]) -> Differenc
     n = int(differences.size)
     test = "MAPSSWE"
     if n < 2:
-        return Difference(float(differences.mean()) if n else None, None, None, None, n, None, test, _too_few(n, 2, "segments"))
+        return Difference(
+            float(differences.mean()) if n else None, None, None, None, n, None, test, _too_few(n, 2, "segments")
+        )
     mean = float(differences.mean())
     error = float(differences.std(ddof=1)) / math.sqrt(n)
     normal = NormalDist()
-    if error:
-        p_value = 2 * (1 - normal.cdf(abs(mean) / error))
-    else:
-        p_value = 1.0 if not mean else 0.0
+    z = abs(mean) / error if error else math.inf if mean else 0.0
+    p_value = 2 * (1 - normal.cdf(z))
     margin = normal.inv_cdf(1 - _TAIL) * error
     note = "" if n >= 30 else f"n = {n} segments: the normal approximation is rough"
     return Difference(mean, mean - margin, mean + margin, p_value, n, _detectable_factor() * error, test, note)
@@ -375,5 +380,3 @@ def resampling_block(speakers: Sequence[str]) -> tuple[str, str]:
     if not all(speakers):
         return "recording", "not every recording names its speaker"
     return "recording", f"{len(named)} speakers, fewer than {FEW_BLOCKS}: too few to resample"
-
-

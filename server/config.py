@@ -35,7 +35,7 @@ OptionalSeconds = Annotated[float | None, BeforeValidator(_off)]
 Names = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 
 
-def _setting(default: Any, *names: str, help: str, **bounds: Any) -> Any:  # noqa: A002
+def _setting(default: Any, *names: str, help: str, **bounds: Any) -> Any:
     """A field read from the first of the environment variables ``names`` that is set."""
     return Field(default=default, validation_alias=AliasChoices(*names), description=help, **bounds)
 
@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(populate_by_name=True, extra="ignore", env_ignore_empty=False)
 
     # listener
-    host: str = _setting("0.0.0.0", "SERVER_BIND_HOST", help="address to listen on")  # noqa: S104
+    host: str = _setting("0.0.0.0", "SERVER_BIND_HOST", help="address to listen on")
     port: int = _setting(8000, "SERVER_PORT", help="port to listen on; 0 takes a free one", ge=0, le=65535)
     surfaces: Names = _setting(["yap", "realtime"], "EARMARK_SURFACES", help="protocols to serve, comma-separated")
     announce: bool = _setting(
@@ -54,9 +54,13 @@ class Settings(BaseSettings):
     )
 
     # keys
-    api_key: str = _setting("", "VOXTRAL_API_KEY", help="key of the envelope surface; without any one is made up and printed")
+    api_key: str = _setting(
+        "", "VOXTRAL_API_KEY", help="key of the envelope surface; without any one is made up and printed"
+    )
     api_keys: Names = _setting([], "EARMARK_API_KEYS", help="further keys, comma-separated")
-    require_key: bool = _setting(False, "EARMARK_REQUIRE_KEY", help="demand a key on the surfaces that are open otherwise")
+    require_key: bool = _setting(
+        False, "EARMARK_REQUIRE_KEY", help="demand a key on the surfaces that are open otherwise"
+    )
 
     # engine
     engine: Literal["auto", "sphinx", "scripted"] = _setting(
@@ -97,7 +101,10 @@ class Settings(BaseSettings):
     )
     close_idle_reason: str = _setting("idle_timeout", "WS_CLOSE_IDLE_REASON", help="reason text of an idle close")
     max_concurrent_connections: int = _setting(
-        0, "MAX_CONCURRENT_CONNECTIONS", help="connections of the envelope surface; 0: as many as the engine has slots", ge=0
+        0,
+        "MAX_CONCURRENT_CONNECTIONS",
+        help="connections of the envelope surface; 0: as many as the engine has slots",
+        ge=0,
     )
     inbound_queue_max: int = _setting(
         256, "WS_INBOUND_QUEUE_MAX", help="frames that may wait behind a full session on the envelope surface", ge=1
@@ -129,7 +136,9 @@ class Settings(BaseSettings):
         30.0, "EARMARK_DRAIN_SECONDS", help="on TERM, let utterances end for so long before closing", ge=0
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "LOG_LEVEL", help="least level logged")
-    log_format: Literal["text", "json"] = _setting("text", "EARMARK_LOG_FORMAT", help="text for people, json for machines")
+    log_format: Literal["text", "json"] = _setting(
+        "text", "EARMARK_LOG_FORMAT", help="text for people, json for machines"
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -39,7 +39,8 @@ from server.core.events import (
     Token,
 )
 from server.core.limits import Lifetime, LifetimeLimits
-from server.core.session import Session, SessionError, SessionSettings, SpeechProbability
+from server.core.session import Session, SessionError, SessionSettings
+from server.core.voice import VoiceDetector
 from server.engines.base import Engine, EngineStream
 from server.metrics import Metrics
 from server.protocols.base import Close, Dialect, Reply, Step
@@ -86,7 +87,7 @@ class Connection:
         surface: Surface,
         engine: Engine,
         metrics: Metrics,
-        voice: Callable[[], SpeechProbability] | None = None,
+        voice: Callable[[], VoiceDetector] | None = None,
     ) -> None:
         self._socket = socket
         self._surface = surface

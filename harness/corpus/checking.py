@@ -104,7 +104,7 @@ def _wrong(utterance: Utterance, decode: bool) -> Iterator[str]:
 
 
 def _wrong_words(utterance: Utterance, words: tuple[TimedWord, ...]) -> Iterator[str]:
-    before = 0.0
+    before = words[0].start if words else 0.0
     for number, word in enumerate(words, 1):
         name = f"word {number} ({word.text!r}, {word.start:.3f} to {word.end:.3f} s)"
         if word.end < word.start:

@@ -18,6 +18,8 @@ AUDIO_SUFFIXES = frozenset(
     {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".aif", ".aiff", ".wma"}
 )
 SAMPLE_RATE = 16_000
+UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
+NOT_UTF_8 = "not UTF-8; convert the file first"
 NOT_MEASURED = 0.0  # a row's ``seconds`` when the format does not state them
 
 
@@ -81,7 +83,7 @@ def read_jsonl(manifest: Path, language: str, _split: str | None) -> Rows:
     for where, line in _lines(manifest):
         try:
             row = msgspec.json.decode(line, type=_JsonRow)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             rows.append(BadRow(where, f"not a manifest row: {error}"))
             continue
         rows.append(_joined(row, where, manifest, sources) if row.parts else _single(row, where, manifest, language))
@@ -177,7 +179,10 @@ def read_librispeech(folder: Path, language: str, split: str | None) -> Rows:
         raise CorpusError(f"{folder} holds several splits; choose one of: {', '.join(splits)}")
     for transcript in transcripts:
         for where, line in _lines(transcript):
-            name, _, text = line.decode("utf-8", "replace").partition(" ")
+            name, _, text = _decoded(line).partition(" ")
+            if UNDECODABLE in text:
+                yield BadRow(where, NOT_UTF_8)
+                continue
             if not text.strip() or name.count("-") != 2:
                 yield BadRow(where, f"expected 'SPEAKER-CHAPTER-NUMBER TEXT', found {_shown(line)}")
                 continue
@@ -210,9 +215,16 @@ def read_common_voice(path: Path, language: str, split: str | None) -> Rows:
     """SPLIT.tsv with a header (client_id, path, sentence, locale, ...) beside a folder ``clips``."""
     table = _split_table(path, split)
     lines = _lines(table)
-    header = next(lines)[1].decode("utf-8").split("\t")
+    header = _decoded(next(lines, ("", b""))[1]).split("\t")
+    if missing := {"client_id", "path", "sentence"} - set(header):
+        raise CorpusError(
+            f"{table}: not a Common Voice table, its first line names no column {', '.join(sorted(missing))}"
+        )
     for where, line in lines:
-        cells = line.decode("utf-8", "replace").split("\t")
+        cells = _decoded(line).split("\t")
+        if any(UNDECODABLE in cell for cell in cells):
+            yield BadRow(where, NOT_UTF_8)
+            continue
         if len(cells) != len(header):
             yield BadRow(where, f"{len(cells)} columns where the header has {len(header)}")
             continue
@@ -249,7 +261,10 @@ def read_fleurs(path: Path, language: str, split: str | None) -> Rows:
     folders = [table.parent / "audio" / table.stem, table.parent / table.stem, table.parent / "audio", table.parent]
     language = _fleurs_language(table.parent.name) or language
     for where, line in _lines(table):
-        cells = line.decode("utf-8", "replace").split("\t")
+        cells = _decoded(line).split("\t")
+        if any(UNDECODABLE in cell for cell in cells):
+            yield BadRow(where, NOT_UTF_8)
+            continue
         if len(cells) != FLEURS_COLUMNS or not cells[5].isdecimal():
             yield BadRow(
                 where,
@@ -322,11 +337,15 @@ def recognise(path: Path) -> tuple[str, Path]:
     if tables:
         return _table_format(tables[0]), path
     manifests = sorted(path.glob("*.jsonl"))
-    if len(manifests) == 1:
+    if len(manifests) > 1:
+        raise CorpusError(
+            f"{path} holds several manifests; give the path of one: {', '.join(found.name for found in manifests)}"
+        )
+    if manifests:
         return "jsonl", manifests[0]
     if next(path.rglob("*.trans.txt"), None):
         return "librispeech", path
-    if any(found.suffix.lower() in AUDIO_SUFFIXES for found in path.rglob("*")):
+    if any(found.suffix.lower() in AUDIO_SUFFIXES and found.with_suffix(".txt").is_file() for found in path.rglob("*")):
         return "folder", path
     raise CorpusError(
         f"{path}: no corpus in here. Looked for manifest.jsonl, a single .jsonl, a Common Voice or FLEURS .tsv, LibriSpeech's"
@@ -347,7 +366,7 @@ def _recognise_file(path: Path) -> str:
 
 
 def _table_format(table: Path) -> str:
-    cells = next((line for _, line in _lines(table)), b"").decode("utf-8", "replace").split("\t")
+    cells = _decoded(next((line for _, line in _lines(table)), b"")).split("\t")
     if {"client_id", "path", "sentence"} <= set(cells):
         return "common-voice"
     return "fleurs" if len(cells) == FLEURS_COLUMNS and cells[5].isdecimal() else ""
@@ -375,8 +394,13 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield f"{path}:{number}", content
 
 
+def _decoded(line: bytes) -> str:
+    """UTF-8, with UNDECODABLE for what is not."""
+    return line.decode("utf-8", "replace")
+
+
 def _shown(line: bytes) -> str:
-    text = line.decode("utf-8", "replace")
+    text = _decoded(line)
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 

@@ -9,9 +9,8 @@ anybody noticing: the transcript is one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from server.core.events import (
     AbortSegment,
@@ -39,7 +38,7 @@ from server.core.events import (
     Usage,
 )
 from server.core.transcript import Segment, Shown, Transcript
-from server.core.voice import Endpointer, EndpointSettings
+from server.core.voice import Endpointer, EndpointerSettings, SpeechEnded, VoiceDetector
 from wire.pcm import bytes_of, seconds_of
 
 CUT_SILENCE_SECONDS = 0.3
@@ -56,15 +55,6 @@ class SessionError(Exception):
         super().__init__(message)
         self.reason = reason
         self.message = message
-
-
-class SpeechProbability(Protocol):
-    """A stateful voice detector of one stream."""
-
-    frame_seconds: float
-
-    def feed(self, pcm: bytes) -> Sequence[float]:
-        """Speech probability of every frame that is complete with ``pcm``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +77,7 @@ class SessionSettings:
     lookahead_seconds: float = 2.0
     park_seconds: float = 30.0
     finish_seconds: float = 120.0
-    endpointing: EndpointSettings = EndpointSettings()
+    endpointing: EndpointerSettings = EndpointerSettings()
 
 
 @dataclass(slots=True)
@@ -108,7 +98,7 @@ class _Utterance:
     received_at: float = 0.0
     usage: Usage = Usage()
     tentative: str = ""
-    detector: SpeechProbability | None = None
+    detector: VoiceDetector | None = None
     endpointer: Endpointer | None = None
 
 
@@ -116,7 +106,7 @@ class Session:
     """See the module. Call ``handle`` with everything that happens, and ``expire`` when ``deadline`` has come."""
 
     def __init__(
-        self, settings: SessionSettings, voice: Callable[[], SpeechProbability] | None = None, first_segment: int = 0
+        self, settings: SessionSettings, voice: Callable[[], VoiceDetector] | None = None, first_segment: int = 0
     ) -> None:
         self._settings = settings
         self._voice = voice
@@ -297,15 +287,16 @@ class Session:
                 if replay_seconds is not None:
                     self._close_segment(utterance, now, out, replay_seconds=replay_seconds)
             segment = utterance.open or self._open_segment(utterance, out)
-            self._feed(utterance, segment, min(room, self._bytes_left(utterance, segment)), out)
-            if utterance.endpointer is not None and utterance.endpointer.ended:
+            speech_ended = self._feed(utterance, segment, min(room, self._bytes_left(utterance, segment)), out)
+            if speech_ended:
                 self._end_at_silence(utterance)
         if utterance.finishing:
             if utterance.open is not None:
                 self._close_segment(utterance, now, out, replay_seconds=0.0)
             self._end_if_done(utterance, now, out)
 
-    def _feed(self, utterance: _Utterance, segment: Segment, at_most: int, out: list[Output]) -> None:
+    def _feed(self, utterance: _Utterance, segment: Segment, at_most: int, out: list[Output]) -> bool:
+        """Feed the next audio; True when the endpointer hears speech end in it."""
         pcm, arrived_at = utterance.pending.popleft()
         if len(pcm) > at_most:
             utterance.pending.appendleft((pcm[at_most:], arrived_at))
@@ -318,24 +309,27 @@ class Session:
         if len(utterance.recent) > 4 * keep:  # now and then: cutting a little off each time would copy it all
             del utterance.recent[: len(utterance.recent) - keep]
         out.append(Feed(segment.number, pcm))
-        self._listen(utterance, segment, pcm)
+        return self._listen(utterance, segment, pcm)
 
-    def _listen(self, utterance: _Utterance, segment: Segment, pcm: bytes) -> None:
+    def _listen(self, utterance: _Utterance, segment: Segment, pcm: bytes) -> bool:
         """Look for speech where somebody wants to know: for endpointing, and near the end of a segment for the cut."""
         if self._voice is None:
-            return
+            return False
         near_end = self._limit_bytes is not None and segment.fed_bytes > self._limit_bytes - bytes_of(
             self._settings.seam_search_seconds
         )
         if utterance.endpointer is None and not near_end:
-            return
+            return False
         if utterance.detector is None:
             utterance.detector = self._voice()
+        frame_seconds = utterance.detector.frame_seconds
+        speech_ended = False
         for probability in utterance.detector.feed(pcm):
             if utterance.endpointer is not None:
-                utterance.endpointer.feed(probability, utterance.detector.frame_seconds)
-            silent = probability < self._settings.endpointing.silence_threshold
-            utterance.silence_seconds = utterance.silence_seconds + utterance.detector.frame_seconds if silent else 0.0
+                speech_ended |= isinstance(utterance.endpointer.feed(probability, frame_seconds), SpeechEnded)
+            silent = probability < self._settings.endpointing.release
+            utterance.silence_seconds = utterance.silence_seconds + frame_seconds if silent else 0.0
+        return speech_ended
 
     @property
     def _limit_bytes(self) -> int | None:

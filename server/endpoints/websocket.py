@@ -13,7 +13,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from server.connection import Connection, Surface
 from server.core.limits import Admission
-from server.core.session import SpeechProbability
+from server.core.voice import VoiceDetector
 from server.endpoints.auth import Keys, bearer_key, envelope_key
 from server.engines.base import Engine
 from server.metrics import Metrics
@@ -53,7 +53,7 @@ class Service:
     engine: Engine
     keys: Keys
     metrics: Metrics
-    voice: Callable[[], SpeechProbability] | None = None
+    voice: Callable[[], VoiceDetector] | None = None
     connections: set[Connection] = field(default_factory=set)
     draining: bool = False
 
