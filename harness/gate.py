@@ -19,13 +19,13 @@ from scipy.stats import norm
 
 from harness import statistics, store
 from harness.score import Scores
-from harness.statistics import Estimate
+from harness.statistics import RESAMPLES, Bootstrap, Difference
 from harness.store import Run
 
 SCHEMA = 1
 SIGNIFICANCE = 0.05  # over all tests of one gate, after Holm's correction
 POWER = 0.8
-RESAMPLES = 10_000
+SEED = 0  # of the bootstrap: the same two files always get the same verdict
 FEWEST_PAIRS = 6  # below, not even the most extreme outcome of a signed-rank test is significant
 
 # A cell of the baseline is compared with the candidate that has the same coordinates ...
@@ -169,10 +169,9 @@ class Test:
     n: int
     baseline: float | None
     candidate: float | None
-    change: Estimate
+    change: Difference
     p: float
     tolerance: float
-    method: str
     paired: bool = True
 
 
@@ -300,9 +299,8 @@ def judge(
     """The decision alone, from records already read."""
     try:
         pairs = _matched(baselines, candidates)
-        tests = [
-            test for old, new in pairs for test in _tests(old, new, TOLERANCES | dict(tolerances or {}), resamples)
-        ]
+        allowed, bootstrap = TOLERANCES | dict(tolerances or {}), Bootstrap(SEED, resamples)
+        tests = [test for old, new in pairs for test in _tests(old, new, allowed, bootstrap)]
     except GateError as error:
         return GateResult(refused=[str(error)])
     adjusted = statistics.holm([test.p for test in tests])
@@ -454,10 +452,10 @@ def _differences(old: CellRecord, new: CellRecord) -> Iterator[str]:
 Floats = NDArray[np.float64]
 
 
-def _tests(old: CellRecord, new: CellRecord, tolerances: Mapping[str, Tolerance], resamples: int) -> Iterator[Test]:
+def _tests(old: CellRecord, new: CellRecord, tolerances: Mapping[str, Tolerance], bootstrap: Bootstrap) -> Iterator[Test]:
     before, after = old.frame(), new.frame()
     both = before.join(after, how="inner", lsuffix="_a", rsuffix="_b")
-    yield from _accuracy_tests(old, both, tolerances, resamples)
+    yield from _accuracy_tests(old, both, tolerances, bootstrap)
     yield _error_test(old, new, tolerances["errors"])
     for name in LATENCIES:
         a, b = before[name].dropna().to_numpy(float), after[name].dropna().to_numpy(float)
@@ -467,29 +465,41 @@ def _tests(old: CellRecord, new: CellRecord, tolerances: Mapping[str, Tolerance]
             raise GateError(
                 f"{METRICS[name][0]} was measured on {len(a)} utterances of the baseline and on none of the candidate ({new.label})"
             )
-        pair = both[[f"{name}_a", f"{name}_b"]].dropna().to_numpy(float)
-        yield _latency_test(old.label, name, a, b, pair, tolerances[name])
-        if name == "time_to_final" and len(pair) >= FEWEST_PAIRS:
-            yield _tail_test(old.label, pair, tolerances["time_to_final_tail"], resamples)
+        yield _latency_tests(old, name, both, a, b, tolerances[name], bootstrap)
+        tail = _tail_test(old, both, tolerances["time_to_final_tail"], bootstrap) if name == "time_to_final" else None
+        if tail is not None:
+            yield tail
 
 
-def _accuracy_tests(old: CellRecord, both: pd.DataFrame, tolerances: Mapping[str, Tolerance], resamples: int) -> Iterator[Test]:
+def _accuracy_tests(
+    old: CellRecord, both: pd.DataFrame, tolerances: Mapping[str, Tolerance], bootstrap: Bootstrap
+) -> Iterator[Test]:
     speech, silence = both[both["words_a"] > 0], both[both["words_a"] == 0]
-    rates = (
-        ("wer", speech, "errors", "words_a", "paired bootstrap, MAPSSWE"),
-        ("hallucinated_words_per_minute", silence, "hallucinated", "minutes_a", "paired bootstrap"),
-    )
-    for metric, frame, count, per, method in rates:
+    rates = (("wer", speech, "errors", "words_a"), ("hallucinated_words_per_minute", silence, "hallucinated", "minutes_a"))
+    for metric, frame, count, per in rates:
         size = frame[per].to_numpy(float)
-        if not len(frame) or not size.sum():
+        if not size.sum():
             continue
         a, b = frame[f"{count}_a"].to_numpy(float), frame[f"{count}_b"].to_numpy(float)
-        blocks = list(frame["speaker_a"]) if old.block == "speaker" else list(frame.index)
-        drawn = statistics.paired_rate_difference(a, b, size, blocks, resamples=resamples)
-        # MAPSSWE is the cross-check: where the two disagree the larger p counts, and nothing fails on one of them alone.
-        p = max(drawn.p, statistics.mapsswe(a, b)) if metric == "wer" else drawn.p
-        base = a.sum() / size.sum()
-        yield Test(old.label, metric, len(frame), base, b.sum() / size.sum(), drawn.effect, p, tolerances[metric].around(base), method)
+        change = statistics.paired_wer_difference(list(a), list(b), list(size), _blocks(old, frame), bootstrap)
+        p = _p(change)
+        if metric == "wer":
+            # The cross-check: where the two tests disagree the larger p counts, so nothing fails on one of them alone.
+            p = max(p, _p(statistics.mapsswe(list(a), list(b))))
+        base = float(a.sum() / size.sum())
+        yield Test(
+            old.label, metric, len(frame), base, float(b.sum() / size.sum()), change, p, tolerances[metric].around(base)
+        )
+
+
+def _blocks(old: CellRecord, frame: pd.DataFrame) -> list[str]:
+    """What is resampled: what the run's own intervals resampled."""
+    speakers = frame["speaker_a"] if "speaker_a" in frame else frame["speaker"]
+    return [str(name) for name in (speakers if old.block == "speaker" else frame.index)]
+
+
+def _p(change: Difference) -> float:
+    return 1.0 if change.p_value is None else change.p_value
 
 
 def _error_test(old: CellRecord, new: CellRecord, tolerance: Tolerance) -> Test:
@@ -497,30 +507,33 @@ def _error_test(old: CellRecord, new: CellRecord, tolerance: Tolerance) -> Test:
     before, after = old.failed_streams / max(1, old.streams), new.failed_streams / max(1, new.streams)
     allowed = tolerance.around(before)
     certain = 0.0 if abs(after - before) > allowed else 1.0
-    change = Estimate(after - before, note="counted, not estimated")
-    return Test(old.label, "errors", new.streams, before, after, change, certain, allowed, "counted")
+    change = Difference(after - before, None, None, certain, new.streams, None, "counted")
+    return Test(old.label, "errors", new.streams, before, after, change, certain, allowed)
 
 
-def _latency_test(cell: str, name: str, a: Floats, b: Floats, pair: Floats, tolerance: Tolerance) -> Test:
-    base, after = float(np.median(a)), float(np.median(b))
+def _latency_tests(old: CellRecord, name: str, both: pd.DataFrame, a: Floats, b: Floats, tolerance: Tolerance, bootstrap: Bootstrap) -> Test:
+    """A shift of the middle: of the differences per utterance where most of them pair, else between the two samples."""
+    pair = both.dropna(subset=[f"{name}_a", f"{name}_b"])
     paired = len(pair) >= FEWEST_PAIRS and len(pair) >= min(len(a), len(b)) / 2
-    if paired:
-        shift = statistics.paired_shift(pair[:, 0], pair[:, 1])
-        base, after = float(np.median(pair[:, 0])), float(np.median(pair[:, 1]))
-    else:
-        shift = statistics.rank_shift(a, b)
-    n = len(pair) if paired else min(len(a), len(b))
-    method = "signed ranks" if paired else "rank sums"
-    return Test(cell, name, n, base, after, shift.effect, shift.p, tolerance.around(base), method, paired)
+    if not paired:
+        change = statistics.rank_shift(list(a), list(b))
+        base = float(np.median(a))
+        return Test(old.label, name, change.n, base, float(np.median(b)), change, _p(change), tolerance.around(base), False)
+    before, after = pair[f"{name}_a"].to_numpy(float), pair[f"{name}_b"].to_numpy(float)
+    change = statistics.paired_latency_difference(list(before), list(after), _blocks(old, pair), bootstrap)
+    base = float(np.median(before))
+    return Test(old.label, name, len(pair), base, float(np.median(after)), change, _p(change), tolerance.around(base))
 
 
-def _tail_test(cell: str, pair: Floats, tolerance: Tolerance, resamples: int) -> Test:
-    """The p95 over streams: what a shift of the middle does not show, such as one final in ten coming seconds late."""
-    moved = statistics.paired_quantile_difference(pair[:, 0], pair[:, 1], 0.95, resamples=resamples)
-    base, after = (float(np.quantile(pair[:, column], 0.95)) for column in (0, 1))
-    return Test(
-        cell, "time_to_final_tail", len(pair), base, after, moved.effect, moved.p, tolerance.around(base), "paired bootstrap of p95"
-    )
+def _tail_test(old: CellRecord, both: pd.DataFrame, tolerance: Tolerance, bootstrap: Bootstrap) -> Test | None:
+    """The p95 over utterances: what a shift of the middle does not show, such as one final in ten coming seconds late."""
+    pair = both.dropna(subset=["time_to_final_a", "time_to_final_b"])
+    if pair.empty:
+        return None
+    before, after = pair["time_to_final_a"].to_numpy(float), pair["time_to_final_b"].to_numpy(float)
+    change = statistics.paired_quantile_difference(list(before), list(after), _blocks(old, pair), bootstrap, 0.95)
+    base, now = float(np.quantile(before, 0.95)), float(np.quantile(after, 0.95))
+    return Test(old.label, "time_to_final_tail", len(pair), base, now, change, _p(change), tolerance.around(base))
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------------

@@ -14,18 +14,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from harness import accuracy, figures, statistics, store
-from harness.figures import Curve, Line, Mark, Point
+from harness import accuracy, figures
+from harness.cells import Cell, curve, error_rates, lag_lines, load, load_lines, published_for, speaker_wer, wer_by_delay, worst
+from harness.findings import findings, headline, streams_at_once, subject
 from harness.normalise import Normaliser, normaliser
 from harness.score import Scores
 from harness.statistics import Distribution, Estimate
 from harness.store import Run
+from harness.wording import (
+    interval_milliseconds, interval_percent, interval_plain, interval_seconds, milliseconds, percent, plain, seconds,
+)  # fmt: skip
 
 WORST_SHOWN = 12  # per cell; the rest is in utterances.parquet
 ERRORS_SHOWN = 8
+FAILURES = ("failed", "rejected")
 
 TERMS = {
     "WER": "Word error rate: substituted + deleted + inserted words, over the reference words. Counts are added over the corpus "
@@ -56,51 +62,6 @@ OUTCOME_TERMS = {
     "rejected": "the server refused the session for want of capacity",
     "abandoned": "the run was interrupted while the stream was in flight",
 }
-# Word error rate of Voxtral Realtime on FLEURS, all languages, by delay in ms, as its model card publishes it.
-PUBLISHED_VOXTRAL = ((160.0, 0.1260), (240.0, 0.1080), (480.0, 0.0872), (960.0, 0.0770), (2400.0, 0.0673))
-PUBLISHED_LABEL = "Voxtral Realtime on FLEURS (model card)"
-
-
-class ReportError(Exception):
-    """There is nothing to show; the message says what is missing and how to get it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One scored run folder, read."""
-
-    folder: Path
-    run: Run
-    scores: Scores
-    utterances: pd.DataFrame
-    system: pd.DataFrame
-    mark: Mark
-
-    @property
-    def delay_seconds(self) -> float | None:
-        """The delay in force: what the server said, else what was asked for."""
-        said = self.utterances["delay_ms_in_force"].dropna()
-        asked = self.run.config.delay_ms
-        if len(said):
-            return float(said.median()) / 1000
-        return None if asked is None else asked / 1000
-
-    @property
-    def sound(self) -> bool:
-        return self.scores.valid and self.scores.complete
-
-
-def load(folders: Sequence[Path]) -> list[Cell]:
-    """Reads scored run folders, ordered by delay and concurrency. Raises `ReportError` when there is nothing to read."""
-    if not folders:
-        raise ReportError("no run folder given: pass at least one folder under reports/runs")
-    read = [(Path(folder), store.read_run(Path(folder)), store.read_scores(Path(folder))) for folder in folders]
-    read.sort(key=lambda one: (one[1].config.delay_ms or 0, one[1].config.concurrency, one[1].id))
-    marks = figures.marks([(run.config.delay_ms, run.config.concurrency) for _, run, _ in read])
-    return [
-        Cell(folder, run, scores, store.read_utterances(folder), store.read_system(folder), mark)
-        for (folder, run, scores), mark in zip(read, marks, strict=True)
-    ]
 
 
 def report(folders: Sequence[Path], out: Path) -> Path:
@@ -120,7 +81,7 @@ def render(cells: Sequence[Cell]) -> str:
     first = cells[0]
     return pages.get_template("report.html").render(
         css=css,
-        title=f"{_subject(cells)} · Earmark",
+        title=f"{subject(cells)} · Earmark",
         when=first.run.created,
         machine=_machine(first.run.environment),
         headline=headline(cells),
@@ -142,151 +103,7 @@ def render(cells: Sequence[Cell]) -> str:
     )
 
 
-# --- sentences -------------------------------------------------------------------------------------------------------------
-
-
-def headline(cells: Sequence[Cell]) -> str:
-    """One sentence that says what came out."""
-    if len(cells) == 1:
-        return _headline_of_one(cells[0])
-    return _headline_of_many(cells)
-
-
-def _headline_of_one(cell: Cell) -> str:
-    scores, word = cell.scores, cell.scores.latency.get("word_emission_latency")
-    parts = [f"{_subject([cell])}: WER {_percent_with_interval(scores.accuracy.wer)} {_at_delay(cell)}"]
-    if word is not None and word.p50.value is not None:
-        within = f"half of the recognised words shown within {_seconds(word.p50.value)}"
-        if word.p95.value is not None:
-            within += f", 95 % within {_seconds(word.p95.value)}"
-        parts.append(within)
-    parts.append(f"{_streams_at_once(cell.run)}, {_errors_said(cells=[cell])}")
-    parts.append(_soundness([cell]))
-    return "; ".join(parts) + "."
-
-
-def _headline_of_many(cells: Sequence[Cell]) -> str:
-    first, last = cells[0], cells[-1]
-    parts = []
-    delays = {cell.run.config.delay_ms for cell in cells}
-    if len(delays) > 1:
-        change = wer_change(first, last)
-        a, b = _percent(first.scores.accuracy.wer.value), _percent(last.scores.accuracy.wer.value)
-        verb = {"falls": "falls from", "rises": "rises from", "": "goes from"}[_direction(change)]
-        said = f"{_subject(cells)}: WER {verb} {a} {_at_delay(first)} to {b} {_at_delay(last)}"
-        if not _direction(change):
-            said += ", a difference this run cannot tell from none"
-        parts.append(said)
-    else:
-        rates = [cell.scores.accuracy.wer.value for cell in cells if cell.scores.accuracy.wer.value is not None]
-        spread = f"{_percent(min(rates))} to {_percent(max(rates))}" if rates else "unknown"
-        parts.append(f"{_subject(cells)} {_at_delay(first)}: WER {spread}")
-    p50, p95 = (
-        [getattr(cell.scores.latency["word_emission_latency"], name).value for cell in cells if "word_emission_latency" in cell.scores.latency]
-        for name in ("p50", "p95")
-    )  # fmt: skip
-    if p50 and None not in p50:
-        parts.append(f"the median recognised word is shown after {_seconds(min(p50))} to {_seconds(max(p50))}")
-        if None not in p95:
-            parts[-1] += f" (95 % within {_seconds(min(p95))} to {_seconds(max(p95))})"
-    concurrencies = sorted({cell.run.config.concurrency for cell in cells})
-    streams = " and ".join(str(n) for n in concurrencies) if len(concurrencies) < 3 else f"{concurrencies[0]} to {concurrencies[-1]}"
-    parts.append(f"{streams} stream{'s' if concurrencies != [1] else ''} at once, {_errors_said(cells)}")
-    parts.append(_soundness(cells))
-    return "; ".join(parts) + "."
-
-
-def findings(cells: Sequence[Cell]) -> list[str]:
-    """A few sentences about what is worth a look, each computed from the runs."""
-    said = []
-    if len({cell.run.config.delay_ms for cell in cells}) > 1:
-        said.append(_what_delay_buys(cells))
-    for cell in cells:
-        name = f"{cell.mark.label}: " if len(cells) > 1 else ""
-        said += [name + sentence for sentence in _about(cell)]
-    return said[:9]
-
-
-def _what_delay_buys(cells: Sequence[Cell]) -> str:
-    steps = []
-    for before, after in zip(cells, cells[1:], strict=False):
-        if before.run.config.concurrency != after.run.config.concurrency or before.run.config.delay_ms == after.run.config.delay_ms:
-            continue
-        change = wer_change(before, after)
-        points = f"{_signed_points(change.value)} {_interval_points(change)}"
-        clear = "" if _direction(change) else ", not distinguishable from none"
-        steps.append(f"{before.run.config.delay_ms} → {after.run.config.delay_ms} ms changes the WER by {points} points{clear}")
-    return "Same utterances compared: " + "; ".join(steps) + "." if steps else "No two cells differ in the delay alone."
-
-
-def _about(cell: Cell) -> Iterable[str]:
-    scores, frame = cell.scores, cell.utterances[cell.utterances["scored"]]
-    errors = (frame["substitutions"] + frame["deletions"] + frame["insertions"]).sort_values(ascending=False)
-    if errors.sum() > 0 and len(errors) >= 10:
-        tenth = max(1, len(errors) // 10)
-        yield f"the worst {tenth} of {len(errors)} utterances hold {errors.head(tenth).sum() / errors.sum():.0%} of the errors."
-    excess = scores.latency.get("excess_latency")
-    if excess is not None and excess.p50.value is not None:
-        yield f"beyond the transcription delay itself a word costs {_seconds(excess.p50.value)} {_interval_seconds(excess.p50)} at the median stream."
-    if scores.counts.get("stalls", 0):
-        yield f"{scores.counts['stalls']:.0f} stalls: the transcript stood still while words were spoken."
-    drift = frame["drift"].dropna()
-    if len(drift) and float(drift.median()) > 0.01:
-        yield f"the median stream falls behind by {float(drift.median()) * 1000:.0f} ms in every second of audio: it does not keep up."
-
-
-def wer_change(before: Cell, after: Cell) -> Estimate:
-    """WER of ``after`` less that of ``before`` over the utterances both have, with a paired 95 % interval."""
-    a, b = (_counts(cell.utterances) for cell in (before, after))
-    both = a.join(b, lsuffix="_a", rsuffix="_b", how="inner")
-    return statistics.paired_rate_difference(
-        both["errors_a"].to_numpy(float), both["errors_b"].to_numpy(float), both["words_a"].to_numpy(float), list(both.index)
-    )
-
-
-def _counts(frame: pd.DataFrame) -> pd.DataFrame:
-    scored = frame[frame["scored"] & (frame["reference_words"] > 0)]
-    errors = scored["substitutions"] + scored["deletions"] + scored["insertions"]
-    table = pd.DataFrame({"errors": errors, "words": scored["reference_words"], "utterance": scored["utterance"]})
-    return table.groupby("utterance").mean()
-
-
-def _direction(change: Estimate) -> str:
-    if change.low is not None and change.low > 0:
-        return "rises"
-    return "falls" if change.high is not None and change.high < 0 else ""
-
-
-def _subject(cells: Sequence[Cell]) -> str:
-    engines = dict.fromkeys(cell.run.config.engine for cell in cells)
-    datasets = dict.fromkeys(cell.run.config.dataset for cell in cells)
-    return f"{' and '.join(engines)} on {' and '.join(datasets)}"
-
-
-def _at_delay(cell: Cell) -> str:
-    delay = cell.delay_seconds
-    return "at the server's own delay" if delay is None else f"at {delay * 1000:.0f} ms"
-
-
-def _streams_at_once(run: Run) -> str:
-    n = run.config.concurrency
-    return "one stream at a time" if n == 1 else f"{n} streams at once"
-
-
-def _errors_said(cells: Sequence[Cell]) -> str:
-    streams = sum(cell.scores.streams for cell in cells)
-    failed = sum(count for cell in cells for name, count in cell.scores.outcomes.items() if name != "ok")
-    utterances = "utterance" if streams == 1 else "utterances"
-    return f"{streams} {utterances}, " + ("no errors" if not failed else f"{failed} of them failed")
-
-
-def _soundness(cells: Sequence[Cell]) -> str:
-    bad = [cell for cell in cells if not cell.sound]
-    if not bad:
-        return "valid" if len(cells) == 1 else f"all {len(cells)} cells valid"
-    if len(cells) == 1:
-        return "INVALID" if not bad[0].scores.valid else "INCOMPLETE"
-    return f"{len(bad)} of {len(cells)} cells NOT VALID"
+# --- warnings -------------------------------------------------------------------------------------------------------------
 
 
 def _caveats(cells: Sequence[Cell]) -> list[str]:
@@ -320,7 +137,7 @@ def _column(cell: Cell) -> dict[str, Any]:
     dash = figures.DASHES.index(cell.mark.dash)
     return {
         "label": _column_label(cell),
-        "sub": _streams_at_once(cell.run),
+        "sub": streams_at_once(cell.run),
         "hue": figures.SERIES.index(cell.mark.colour),
         "dash": ("solid", "dashed", "dotted", "dashed")[dash],
         "valid": cell.sound,
@@ -338,18 +155,18 @@ def _rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     def latency(name: str, label: str, term: str, quantiles: Sequence[str], key: str = "") -> None:
         for quantile in quantiles:
             measured = [cell.scores.latency.get(name) for cell in cells]
-            values = [None if d is None else _value(getattr(d, quantile), _seconds, _interval_seconds) for d in measured]
+            values = [None if d is None else _value(getattr(d, quantile), seconds, interval_seconds) for d in measured]
             row(f"{label} {quantile}", values, term, key=quantile == key)
 
     rows: list[dict[str, Any]] = [{"group": "Accuracy"}]
     scores = [cell.scores for cell in cells]
-    row("WER", [_value(s.accuracy.wer, _percent, _interval_percent) for s in scores], "WER", key=True)
+    row("WER", [_value(s.accuracy.wer, percent, interval_percent) for s in scores], "WER", key=True)
     row("substituted / deleted / inserted", [{"text": _split(s)} for s in scores], "WER")
-    row("raw WER", [_value(s.accuracy.raw_wer, _percent, _interval_percent) for s in scores], "raw WER")
-    row("CER", [_value(s.accuracy.cer, _percent, _interval_percent) for s in scores], "CER")
+    row("raw WER", [_value(s.accuracy.raw_wer, percent, interval_percent) for s in scores], "raw WER")
+    row("CER", [_value(s.accuracy.cer, percent, interval_percent) for s in scores], "CER")
     row("reference words", [{"text": f"{s.accuracy.reference_words:,}", "small": f"{s.streams} utterances"} for s in scores])
     row("hallucinated words per minute", [
-        None if s.hallucinated_words_per_minute.value is None else _value(s.hallucinated_words_per_minute, _plain, _interval_plain)
+        None if s.hallucinated_words_per_minute.value is None else _value(s.hallucinated_words_per_minute, plain, interval_plain)
         for s in scores
     ])  # fmt: skip
     rows.append({"group": "Latency, from the planned schedule"})
@@ -360,12 +177,12 @@ def _rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     latency("time_to_final", "time to final", "time to final", ("p50", "p95", "p99"))
     rows.append({"group": "Stability"})
     for name, label in (("unstable_partial_word_ratio", "unstable words"), ("normalized_erasure", "erased words"), ("edit_overhead", "edit overhead")):
-        row(label, [_value(s.stability[name], _percent, _interval_percent) if name in s.stability else None for s in scores], "unstable words")
+        row(label, [_value(s.stability[name], percent, interval_percent) if name in s.stability else None for s in scores], "unstable words")
     for name, term in (("stalls", "stalls"), ("lost_tail_words", "lost tail"), ("unmatched_words", "word latency"), ("dropped_seconds", "")):
-        row(COUNTS[name], [{"text": _plain(s.counts[name])} if name in s.counts else None for s in scores], term)
+        row(COUNTS[name], [{"text": plain(s.counts[name])} if name in s.counts else None for s in scores], term)
     rows.append({"group": "Run"})
     row("errors", [_failed(s) for s in scores])
-    row("pacing lateness p99", [_value(s.pacing.p99, _milliseconds, _interval_milliseconds) for s in scores], "pacing")
+    row("pacing lateness p99", [_value(s.pacing.p99, milliseconds, interval_milliseconds) for s in scores], "pacing")
     row("valid", [{"text": "✓ yes", "mood": "good"} if c.sound else {"text": "✗ no", "mood": "bad"} for c in cells], "valid")
     return [row for row, after in zip(rows, [*rows[1:], {"group": ""}], strict=True) if not ("group" in row and "group" in after)]
 
@@ -379,7 +196,7 @@ COUNTS = {
 
 
 def _failed(scores: Scores) -> dict[str, Any]:
-    failed = sum(count for name, count in scores.outcomes.items() if name != "ok")
+    failed = sum(scores.outcomes.get(name, 0) for name in FAILURES)
     return {"text": f"{failed} of {scores.streams}", "mood": "bad" if failed else ""}
 
 
@@ -403,7 +220,8 @@ def _sections(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return [
         {"id": "accuracy", "title": "Accuracy", "caveats": _caveats(cells), "plots": _accuracy_plots(cells), "table": _by_speaker(cells)},
         {"id": "latency", "title": "Latency", "plots": _latency_plots(cells)},
-        {"id": "load", "title": "Keeping up, and load", "plots": [*_lag_plots(cells), *_load_plots(cells)]},
+        {"id": "lag", "title": "Keeping up", "plots": _lag_plots(cells)},
+        {"id": "load", "title": "Load on the machine", "plots": _load_plots(cells)},
     ]
 
 
@@ -419,37 +237,11 @@ def _accuracy_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
         caption = "Bars are 95 % intervals of each rate alone. The cells share their utterances, so differences between them are surer than "
         caption += "the bars suggest: see the paired comparison at the top."
         plots.append(_plot(figures.rate_by_delay(series, published=published), "wer", "Word error rate by transcription delay", caption))
-    splits = []
-    for cell in cells:
-        counted = cell.scores.accuracy
-        if counted.reference_words:
-            rates = [n / counted.reference_words for n in (counted.substitutions, counted.deletions, counted.insertions)]
-            splits.append((cell.mark.label, rates[0], rates[1], rates[2]))
+    splits = error_rates(cells)
     if splits:
         caption = "Many deletions mean that words are missed or the tail is lost; many insertions, that words are made up or repeated."
         plots.append(_plot(figures.error_split(splits), "split", "Substitutions, deletions and insertions per reference word", caption))
     return plots
-
-
-def wer_by_delay(cells: Sequence[Cell]) -> list[tuple[Mark, list[Point]]]:
-    """One series per concurrency for a plot over delays; empty unless there are at least two delays."""
-    known = [cell for cell in cells if cell.delay_seconds is not None]
-    if len({cell.delay_seconds for cell in known}) < 2:
-        return []
-    series: dict[int, list[Point]] = {}
-    for cell in known:
-        points = series.setdefault(cell.run.config.concurrency, [])
-        points.append(Point((cell.delay_seconds or 0.0) * 1000, cell.scores.accuracy.wer))
-    return [
-        (Mark(f"{n} stream{'s' if n != 1 else ''}", figures.SERIES[i % 6], figures.DASHES[i % 4]), points)
-        for i, (n, points) in enumerate(sorted(series.items()))
-    ]
-
-
-def published_for(cells: Sequence[Cell]) -> tuple[str, Sequence[tuple[float, float]]] | None:
-    """The published curve of the model that ran, if there is one: laid over another model it would only mislead."""
-    same = all("voxtral" in f"{cell.run.config.model} {cell.run.config.engine}".lower() for cell in cells)
-    return (PUBLISHED_LABEL, PUBLISHED_VOXTRAL) if same else None
 
 
 def _by_speaker(cells: Sequence[Cell]) -> dict[str, Any] | None:
@@ -460,38 +252,21 @@ def _by_speaker(cells: Sequence[Cell]) -> dict[str, Any] | None:
     for speaker in speakers:
         values = []
         for cell in cells:
-            counted = _counts(cell.utterances[cell.utterances["speaker"] == speaker])
-            estimate = statistics.rate(counted["errors"].to_numpy(float), counted["words"].to_numpy(float), list(counted.index))
-            values.append(_value(estimate, _percent, _interval_percent))
-        lines.append({"name": f"{speaker} ({len(counted)} utterances)", "values": values})
+            values.append(_value(speaker_wer(cell, speaker), percent, interval_percent))
+        lines.append({"name": f"{speaker} ({(cells[0].scored['speaker'] == speaker).sum()} utterances)", "values": values})
     return {"head": ["WER by speaker", *(cell.mark.label for cell in cells)], "lines": lines}
-
-
-def curve(cell: Cell, name: str, column: str) -> Curve:
-    """The values of one latency as a distribution: a list column is one value per word, any other one per stream."""
-    frame = cell.utterances[cell.utterances["scored"]]
-    measured = cell.scores.latency.get(name)
-    if column.endswith("latencies"):
-        lists = [np.asarray(values, dtype=float) for values in frame[column] if values is not None]
-        values = np.concatenate(lists) if lists else np.empty(0)
-    else:
-        values = frame[column].to_numpy(dtype=float, na_value=np.nan)
-    finite = values[np.isfinite(values)]
-    return Curve(cell.mark, finite, measured, beyond=measured.missing if measured else int(len(values) - len(finite)))
 
 
 def _latency_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
     plots = []
     drawn = (
-        ("word_emission_latency", "word_emission_latencies", "Word latency",
-         "Each curve is one cell; the thin dotted line in its colour is the delay it was asked for. It ends below 100 % by the words never recognised."),
-        ("first_token_from_onset", "first_token_from_onset", "First token, from the first spoken word", "One value per stream."),
-        ("time_to_final", "time_to_final", "Time to final", "From the end of the last spoken word to the final transcript. One value per stream."),
+        ("word_emission_latency", "Word latency",
+         "Each curve is one cell; the thin dotted line in its colour is its transcription delay. It ends below 100 % by the words never recognised."),
+        ("first_token_from_onset", "First token, from the first spoken word", "One value per stream."),
+        ("time_to_final", "Time to final", "From the end of the last spoken word to the final transcript. One value per stream."),
     )  # fmt: skip
-    for name, column, title, caption in drawn:
-        curves = [curve(cell, name, column) for cell in cells]
-        if name == "word_emission_latency":
-            curves = [Curve(c.mark, c.values, c.quantiles, cell.delay_seconds, c.beyond) for c, cell in zip(curves, cells, strict=True)]
+    for name, title, caption in drawn:
+        curves = [curve(cell, name, nominal=name == "word_emission_latency") for cell in cells]
         if any(len(one.values) for one in curves):
             text = f"{caption} Dots are p50 and p95, with bars for their intervals."
             plots.append(_plot(figures.distribution(curves, title), f"ecdf-{name}".replace("_", "-"), title, text))
@@ -500,11 +275,6 @@ def _latency_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
         caption = "The same figures side by side. Hollow marks have no interval: too few streams for that quantile."
         plots.append(_plot(figures.quantile_rows(measured, "Word latency by cell"), "rows", "Word latency quantiles by cell", caption))
     return plots
-
-
-def lag_lines(cell: Cell) -> list[Line]:
-    """Transcript lag of each scored stream over the audio sent."""
-    return [Line(np.asarray(x, dtype=float), np.asarray(y, dtype=float)) for x, y in store.read_lags(cell.folder)]
 
 
 def _lag_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
@@ -516,17 +286,6 @@ def _lag_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
             caption = "Level: the stream keeps up. Rising: it falls further behind with every second of audio."
             plots.append(_plot(figures.lag_over_time(lines, cell.mark, title, cell.delay_seconds), f"lag{index}", title, caption))
     return plots
-
-
-def load_lines(cell: Cell, column: str, scale: float = 1.0) -> list[tuple[str, Line]]:
-    """One line per sampled source (server, harness, machine) of a column of system.parquet."""
-    if cell.system.empty or column not in cell.system:
-        return []
-    known = cell.system.dropna(subset=[column])
-    return [
-        (str(source), Line(rows["t_seconds"].to_numpy(float), rows[column].to_numpy(float) * scale))
-        for source, rows in known.groupby("source", sort=False)
-    ]
 
 
 def _load_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
@@ -547,27 +306,25 @@ def _load_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
 
 
 def _worst(cell: Cell) -> dict[str, Any]:
-    frame = cell.utterances[cell.utterances["scored"]]
-    errors = frame["substitutions"] + frame["deletions"] + frame["insertions"]
-    ranked = frame.assign(errors=errors)[errors > 0].sort_values(["errors", "wer"], ascending=False)
-    shown = ranked.head(WORST_SHOWN)
+    shown, wrong = worst(cell, WORST_SHOWN), len(worst(cell, len(cell.utterances)))
     return {
         "label": cell.mark.label,
-        "summary": f"the {len(shown)} with most errors, of {len(ranked)} with any, of {len(frame)}",
-        "utterances": [_worst_item(row, cell.run.config) for row in shown.to_dict("records")],
+        "summary": f"the {len(shown)} with most errors, of {wrong} with any, of {len(cell.scored)}",
+        "utterances": [_worst_item(row, normaliser(cell.run.config.normaliser)) for row in shown.to_dict("records")],
     }
 
 
-def _worst_item(row: Mapping[Any, Any], config: store.RunConfig) -> dict[str, Any]:
+def _worst_item(row: Mapping[Any, Any], counted_by: Normaliser) -> dict[str, Any]:
     errors, words = int(row["errors"]), int(row["reference_words"])
     return {
         "errors": f"{errors} error{'s' if errors != 1 else ''} in {words} words",
         "utterance": row["utterance"],
         "speaker": row["speaker"],
         "seconds": f"{row['audio_seconds']:.1f} s",
-        "outcome": str(row["outcome"]),
+        "outcome": row["outcome"],
         "error": row["error"],
-        "steps": steps(row["reference"], row["hypothesis"] if row["outcome"] == "ok" else "", normaliser(config.normaliser)),
+        # What a failed stream had shown is not scored, so it is not shown as recognised either.
+        "steps": steps(row["reference"], row["hypothesis"] if row["outcome"] == "ok" else "", counted_by),
     }
 
 
@@ -612,7 +369,7 @@ def _facts(cells: Sequence[Cell]) -> list[tuple[str, str]]:
     def values(read: Any) -> str:
         return "; ".join(dict.fromkeys(str(read(cell)) for cell in cells))
 
-    delays = values(lambda cell: f"{cell.mark.label}: {_plain((cell.delay_seconds or 0) * 1000)} ms" if cell.delay_seconds else "not said")
+    delays = values(lambda cell: f"{cell.mark.label}: {plain((cell.delay_seconds or 0) * 1000)} ms" if cell.delay_seconds else "not said")
     return [
         ("runs", ", ".join(cell.run.id for cell in cells)),
         ("engine, model", values(lambda cell: f"{cell.run.config.engine}, {cell.run.config.model}")),
@@ -642,54 +399,62 @@ def _machine(environment: Mapping[str, Any]) -> str:
     return ", ".join(dict.fromkeys(said)) or "machine not recorded"
 
 
-# --- numbers as text -------------------------------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------------------------------------
 
 
-def _percent(value: float | None) -> str:
-    return "unknown" if value is None else f"{value * 100:.1f} %"
+def numbers(cells: Sequence[Cell]) -> pd.DataFrame:
+    """The table of the page as text: a row per measure, a column per cell, intervals in brackets."""
+    columns = [f"{_column_label(cell)}, {streams_at_once(cell.run)}" for cell in cells]
+    rows = [row for row in _rows(cells) if "values" in row]
+    said = [[f"{value['text']} {value.get('small', '')}".strip() for value in row["values"]] for row in rows]
+    return pd.DataFrame(said, columns=columns, index=pd.Index([row["name"] for row in rows], name="measure"))
 
 
-def _percent_with_interval(estimate: Estimate) -> str:
-    return f"{_percent(estimate.value)} {_bracketed(estimate, 100, 1)}".rstrip()
+def console_table(scores: Sequence[Scores], caveats: Sequence[str] = ()) -> Table:
+    """The end of a bench in the terminal, one line per cell, within 110 columns. Delay and concurrency are read off the run's id."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", caption_justify="left")
+    for name in ("delay", "at once", "n", "WER % [95 %]", "first", "word p50/p95/p99", "final p50/p95/p99", "stalls", "errors", "pacing"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for one in sorted(scores, key=_cell_of):
+        delay, concurrency = _cell_of(one)
+        failed = sum(one.outcomes.get(name, 0) for name in FAILURES)
+        word, final, first = (one.latency.get(name) for name in ("word_emission_latency", "time_to_final", "first_token_from_onset"))
+        table.add_row(
+            "own" if delay < 0 else str(delay), str(concurrency), str(one.streams), _console_rate(one.accuracy.wer),
+            _console(first, "p50"), "/".join(_console(word, name) for name in ("p50", "p95", "p99")),
+            "/".join(_console(final, name) for name in ("p50", "p95", "p99")),
+            plain(one.counts.get("stalls", 0)), Text(str(failed), style="bold red" if failed else ""),
+            "-" if one.pacing.p99.value is None else f"{one.pacing.p99.value * 1000:.1f}", _console_state(one),
+        )  # fmt: skip
+    notes = ["Delay and pacing (p99) in ms, latencies in s; word latency contains the delay. ~ no interval: too few streams."]
+    table.caption = "\n".join([*notes, *caveats, *dict.fromkeys(reason for one in scores for reason in one.invalid_because)])
+    return table
 
 
-def _seconds(value: float) -> str:
-    return f"{value:.2f} s" if abs(value) >= 0.0995 else f"{value * 1000:.0f} ms"
+def _cell_of(scores: Scores) -> tuple[int, int]:
+    found = re.search(r"-c(\d+)-d(\d+|own)(?:-\d+)?$", scores.run)
+    if found is None:
+        return -1, 0
+    return -1 if found[2] == "own" else int(found[2]), int(found[1])
 
 
-def _milliseconds(value: float) -> str:
-    return f"{value * 1000:.1f} ms"
+def _console(measured: Distribution | None, name: str) -> str:
+    estimate: Estimate | None = None if measured is None else getattr(measured, name)
+    if estimate is None or estimate.value is None:
+        return "-"
+    return f"{'~' if estimate.low is None else ''}{estimate.value:.2f}"
 
 
-def _plain(value: float) -> str:
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
-
-
-def _signed_points(value: float | None) -> str:
-    return "?" if value is None else f"{value * 100:+.1f}"
-
-
-def _bracketed(estimate: Estimate, scale: float, digits: int) -> str:
+def _console_rate(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return "-"
     if estimate.low is None or estimate.high is None:
-        return f"(no interval: {estimate.note})" if estimate.note else ""
-    return f"[{estimate.low * scale:.{digits}f}, {estimate.high * scale:.{digits}f}]"
+        return f"~{estimate.value * 100:.1f}"
+    return f"{estimate.value * 100:.1f} [{estimate.low * 100:.1f}, {estimate.high * 100:.1f}]"
 
 
-def _interval_percent(estimate: Estimate) -> str:
-    return _bracketed(estimate, 100, 1)
-
-
-def _interval_seconds(estimate: Estimate) -> str:
-    return _bracketed(estimate, 1, 2)
-
-
-def _interval_milliseconds(estimate: Estimate) -> str:
-    return _bracketed(estimate, 1000, 1)
-
-
-def _interval_plain(estimate: Estimate) -> str:
-    return _bracketed(estimate, 1, 1)
-
-
-def _interval_points(estimate: Estimate) -> str:
-    return _bracketed(estimate, 100, 1)
+def _console_state(scores: Scores) -> Text:
+    if not scores.valid:
+        return Text("✗ INVALID", style="bold red")
+    return Text("valid", style="green") if scores.complete else Text("✗ PARTIAL", style="bold red")

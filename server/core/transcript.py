@@ -4,7 +4,7 @@ Shown text is only ever appended to. Segments speak in order: what segment n+1 s
 there are two ways to tell what was said twice:
 
 - by time, when the engine times its words: the overlap is halved, words whose middle lies in the first half belong to the earlier
-  segment, the others to the later one, and nothing that ends before the last shown word is shown again;
+  segment, the others to the later one, and nothing whose middle lies before the end of the last shown word is shown again;
 - by text otherwise: the longest run of whole words that ends the shown text and starts the new segment's text is left out. It is
   looked for in the newest ``SEAM_WINDOW_CHARACTERS`` of shown text and compared character by character.
 """
@@ -111,9 +111,11 @@ class Transcript:
     def _belongs(self, segment: Segment, word: TimedWord) -> bool:
         middle = (word.start + word.end) / 2
         if segment.overlap_seconds:
-            seam = segment.offset_seconds + segment.overlap_seconds / 2
-            before_seam = middle <= seam
-            if before_seam or (self.words and middle <= self.words[-1].end):
+            # Two hearings of a word differ by a few hundredths of a second. A word near the seam that the earlier segment put
+            # behind it may be put before it by the later one; so the later one's part begins a little earlier, and what
+            # the earlier one showed decides.
+            own_from = segment.offset_seconds + segment.overlap_seconds / 4
+            if middle <= own_from or (self.words and middle <= self.words[-1].end):
                 return False
         if segment.rolled_end_seconds is not None and segment.rolled_overlap_seconds:
             overlap_start = segment.rolled_end_seconds - segment.rolled_overlap_seconds

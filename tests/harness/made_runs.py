@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +143,30 @@ def config(recipe: Recipe) -> store.RunConfig:
         model=recipe.model, concurrency=recipe.concurrency, delay_ms=recipe.delay_ms, packet_ms=80, speed=1.0, seed=recipe.seed,
         normaliser=NORMALISER, caveat=recipe.caveat,
     )  # fmt: skip
+
+
+def make(root: Path, recipe: Recipe | None = None, **changes: object) -> Path:
+    """A scored run folder under ``root``."""
+    recipe = replace(recipe or Recipe(), **changes)  # type: ignore[arg-type]
+    asked, streams = config(recipe), records(recipe)
+    folder = store.create(root, asked, datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC))
+    seconds = max(record.entries[-1].t_ns for record in streams) / 1e9
+    environment = {
+        "machine": "x86_64", "cpu": "Example CPU 2.0 GHz", "cpu_count": 2, "python": "3.11.9",
+        "git": {"commit": "0123abc", "dirty": False}, "packages": {"numpy": "2.3.0", "pandas": "2.3.3"},
+    }  # fmt: skip
+    store.write_run(
+        folder, store.Run(store.SCHEMA, folder.name, "2030-01-02T03:04:05Z", asked, environment, recipe.complete, seconds)
+    )
+    store.write_records(folder, streams)
+    store.write_system(folder, list(_samples(seconds, recipe)))
+    score.score(folder)
+    return folder
+
+
+def _samples(seconds: float, recipe: Recipe) -> Iterator[dict[str, object]]:
+    rng = np.random.default_rng(recipe.noise_seed)
+    for second in range(int(seconds) + 1):
+        for source, cpu, mib in (("server", 70.0, 180), ("harness", 6.0, 110), ("machine", 85.0, 2200)):
+            noisy = cpu * float(rng.uniform(0.8, 1.2))
+            yield {"t_seconds": float(second), "source": source, "cpu_percent": noisy, "rss_bytes": (mib + second * 0.1) * 2**20}

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 RETRY_SECONDS = (0.1, 0.5, 2.0, 5.0)
+STOPPED = "the recogniser is stopped"
 CAVEAT = (
     "PocketSphinx is a real but weak recogniser (about 20 % WER on clean synthetic voices, about 60 % on LibriSpeech test-other): "
     "use it to exercise the bench, not to judge accuracy."
@@ -39,9 +40,10 @@ class _Stream:
         self.number = number
         self.delay_steps = delay_steps
         self.process: _Process | None = None
-        self.waiting_audio = bytearray()
-        self.finished = False
         self.ended = False
+        self._finished = False
+        self._unheard = bytearray()  # kept until a process has proved to be alive by hearing some of it
+        self._begun_before = False
         self._engine = engine
         self._segment = segment
         self._sink: Sink | None = sink
@@ -54,21 +56,22 @@ class _Stream:
     def feed(self, pcm: bytes) -> None:
         if self.ended:
             return
-        if self.finished:
+        if self._finished:
             raise RuntimeError("audio after finish")
         self._fed_bytes += len(pcm)
         limit = self._engine.settings.backlog_seconds
         if seconds_of(self._fed_bytes) - self._heard_seconds > limit:
             self.fail_soon("overloaded", f"more than {limit:g} s of audio wait to be heard")
-        elif self.process is None:
-            self.waiting_audio += pcm
-        else:
+            return
+        if not self._heard_seconds:
+            self._unheard += pcm
+        if self.process is not None:
             self.process.send(Kind.AUDIO, pcm)
 
     def finish(self) -> None:
-        if self.ended or self.finished:
+        if self.ended or self._finished:
             return
-        self.finished = True
+        self._finished = True
         if self.process is not None:
             self.process.send(Kind.FINISH)
 
@@ -83,13 +86,22 @@ class _Stream:
         self.process = process
         process.stream = self
         process.send(Kind.OPEN, Opening(self.delay_steps))
-        if self.waiting_audio:
-            process.send(Kind.AUDIO, bytes(self.waiting_audio))
-            self.waiting_audio.clear()
-        if self.finished:
+        if self._unheard:
+            process.send(Kind.AUDIO, bytes(self._unheard))
+        if self._finished:
             process.send(Kind.FINISH)
 
+    def lose_process(self, why: str) -> None:
+        """The process has died: begin again with another one if nothing was heard yet, but only once."""
+        self.process = None
+        if self._heard_seconds or self._begun_before:
+            self.fail_soon("processing_error", f"{why} while it heard this segment")
+        else:
+            self._begun_before = True
+            self._engine.wait_first(self)
+
     def progress(self, payload: bytes) -> None:
+        self._unheard.clear()
         said = decode_progress(payload)
         self._heard_seconds = said.audio_seconds
         self._words += len(said.words)
@@ -109,7 +121,7 @@ class _Stream:
         if self.ended:
             return
         self.ended = True
-        self.waiting_audio.clear()
+        self._unheard.clear()
         if early and self.process is not None:
             self.process.send(Kind.ABORT)
         self._engine.release(self)
@@ -330,7 +342,7 @@ class SphinxEngine:
             self._supervisor.cancel()
             await asyncio.wait([self._supervisor])
         parent, self._parent = self._parent, None
-        self._fail_waiting("the recogniser was stopped")
+        self._fail_waiting(STOPPED)
         if self._connecting:
             await asyncio.wait(self._connecting)
         for process in list(self._processes):
@@ -378,7 +390,7 @@ class SphinxEngine:
             stream.fail_soon("processing_error", str(error))
             return stream
         if self._stopped:
-            stream.fail_soon("processing_error", "the recogniser is stopped")
+            stream.fail_soon("processing_error", STOPPED)
         elif not self._idle and len(self._waiting) >= self.settings.waiting_count:
             message = (
                 f"all {self.settings.worker_count} recognisers are busy and {len(self._waiting)} segments wait already"
@@ -401,6 +413,14 @@ class SphinxEngine:
             self._drop(process)
         else:
             self._idle.append(process)
+            self._dispatch()
+
+    def wait_first(self, stream: _Stream) -> None:
+        """The stream lost its process through no fault of its own, and gets the next one."""
+        if self._stopped:
+            stream.fail_soon("processing_error", STOPPED)
+        else:
+            self._waiting.appendleft(stream)
             self._dispatch()
 
     def _dispatch(self) -> None:
@@ -433,8 +453,7 @@ class SphinxEngine:
         stream, process.stream = process.stream, None
         self._drop(process)
         if stream is not None:
-            stream.process = None
-            stream.fail_soon("processing_error", f"{why} while it heard this segment")
+            stream.lose_process(why)
         if self._stopped or process.retired:
             return
         log.warning("%s", why)
