@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -119,13 +120,17 @@ def run(plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
     watcher = watcher or Watcher()
     _ = address(DRIVERS[plan.protocol], plan.target or "ws://127.0.0.1", plan.api_key)  # complain before anything starts
     outcome = Outcome(_folder(plan, corpus))
-    with _measured(plan, outcome.folder, watcher) as measured:
-        for delay_ms in plan.delays_ms:
-            for concurrency in plan.concurrencies:
+    try:
+        with _measured(plan, outcome.folder, watcher) as measured:
+            for delay_ms, concurrency in product(plan.delays_ms, plan.concurrencies):
                 outcome.runs.append(_run_cell(plan, corpus, measured, concurrency, delay_ms, watcher, outcome))
                 if not outcome.complete:
-                    outcome.notes.append("interrupted: the cells after this one were not run")
-                    return outcome
+                    outcome.notes.append("interrupted: what was not replayed until then is missing")
+                    break
+    except BaseException:
+        if not any(outcome.folder.iterdir()):
+            outcome.folder.rmdir()
+        raise
     return outcome
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from harness.bench import Watcher
     from harness.corpus import Corpus
 
@@ -41,19 +43,19 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except Exception as error:
+    except _CannotCompare as error:
+        print(f"earmark: {error}", file=sys.stderr)
+        sys.exit(CANNOT_COMPARE)
+    except Exception as error:  # noqa: BLE001 - those that are not expected are raised again
         _report(error)
         sys.exit(FAILED)
 
 
 def _report(error: Exception) -> None:
     """Errors that people can do something about are one sentence; everything else is ours and keeps its traceback."""
-    import click
-
-    if isinstance(error, click.Abort):
-        print("interrupted", file=sys.stderr)
-    elif isinstance(error, click.ClickException):
-        error.show()
+    show = getattr(error, "show", None)  # typer's own complaints about arguments, wherever it keeps their classes
+    if show is not None:
+        show()
     elif isinstance(error, _expected()):
         print(f"earmark: {error}", file=sys.stderr)
     else:
@@ -62,24 +64,25 @@ def _report(error: Exception) -> None:
 
 def _expected() -> tuple[type[Exception], ...]:
     """The errors whose message tells what to do. Only what was imported can have been raised."""
-    found: list[type[Exception]] = [Refused]
-    for module, name in (
-        ("harness.bench", "BenchError"),
-        ("harness.launch", "ServerError"),
-        ("harness.replay", "ReplayError"),
-        ("harness.corpus", "CorpusError"),
-        ("harness.audio", "AudioError"),
-        ("harness.store", "StoreError"),
-        ("harness.report", "ReportError"),
-        ("harness.gate", "GateError"),
-    ):
-        if module in sys.modules:
-            found.append(getattr(sys.modules[module], name))
-    return tuple(found)
+    names = {
+        "harness.bench": "BenchError",
+        "harness.launch": "ServerError",
+        "harness.replay": "ReplayError",
+        "harness.corpus": "CorpusError",
+        "harness.audio": "AudioError",
+        "harness.store": "StoreError",
+        "harness.cells": "NoRunsError",
+        "harness.gate": "GateError",
+    }
+    return (Refused, *(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules))
 
 
 class Refused(Exception):
     """An argument that makes no sense; the message says which and why."""
+
+
+class _CannotCompare(Exception):
+    """The gate has nothing to hold the runs against."""
 
 
 # ---- bench -----------------------------------------------------------------------------------------------------
@@ -175,15 +178,19 @@ def _forecast(plan: Any, corpus: Corpus) -> str:
 def _show(folders: list[Path], page: Path | None, terminal: _Terminal) -> Path | None:
     """The table of the runs on the terminal and, if wanted, the report."""
     from harness import report as reports
+    from harness.cells import read_scores
+    from harness.store import read_run
 
     if page is not None:
         terminal.say("writing the report")
         reports.report(folders, page)
-    terminal.out.print(reports.console_table(folders))
+    caveats = dict.fromkeys(read_run(folder).config.caveat for folder in folders)
+    terminal.out.print(reports.console_table([read_scores(folder) for folder in folders], [text for text in caveats if text]))
     if page is not None:
         terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
-    for folder in folders:
-        terminal.out.print(f"run: {folder}", soft_wrap=True, highlight=False)
+    else:
+        for folder in folders:
+            terminal.out.print(f"run: {folder}", soft_wrap=True, highlight=False)
     return page
 
 
@@ -253,10 +260,8 @@ class _Terminal:
     """Progress goes to stderr, results to stdout."""
 
     def __init__(self, *, everything_to_stderr: bool = False) -> None:
-        from rich.console import Console
-
-        self.err = Console(stderr=True, highlight=False)
-        self.out = self.err if everything_to_stderr else Console()
+        self.err = _console(stderr=True)
+        self.out = self.err if everything_to_stderr else _console(stderr=False)
         self._bar: Any = None
         self._task: Any = None
         self._label = ""
@@ -299,13 +304,25 @@ class _Terminal:
             self._bar.stop()
 
 
+WIDTH_OF_FILES = 160
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH_OF_FILES)  # a table in a log should not be cut to the terminal of nobody
+    return console
+
+
 LINES_EVERY = 20
 """Seconds between lines of progress where there is no terminal to draw on."""
 
 
 # ---- score, report, gate ---------------------------------------------------------------------------------------
 
-Runs = Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN...")]
+Runs = Annotated[list[Path], typer.Argument(help="Run folders, or folders of a bench.", metavar="RUN...")]
 
 
 @app.command()
@@ -314,8 +331,9 @@ def score(runs: Runs) -> int:
     from harness.bench import score_runs
 
     terminal = _Terminal()
-    score_runs(runs, terminal.say)
-    _show(runs, None, terminal)
+    folders = _expand(runs)
+    score_runs(folders, terminal.say)
+    _show(folders, None, terminal)
     return OK
 
 
@@ -325,21 +343,70 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The HTML file to write.", show_default="beside the first run")] = None,
 ) -> int:
     """Write one HTML report about scored runs."""
-    terminal = _Terminal()
-    _show(runs, out or runs[0] / "report.html", terminal)
+    _show(_expand(runs), out or runs[0] / "report.html", _Terminal())
     return OK
 
 
 @app.command()
 def gate(
-    candidate: Annotated[list[Path], typer.Option(help="Run folder to judge; repeatable.")],
-    baseline: Annotated[Path | None, typer.Option(help="Baseline file, or a run folder.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Make a baseline of the candidates instead of judging them.")] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders to judge, or folders of a bench, or of many runs.", metavar="[RUN...]")] = None,
+    candidate: Annotated[list[Path] | None, typer.Option("--candidate", "--runs", help="The same as RUN; repeatable.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Baseline file that 'gate --save' made, or a run folder.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write this baseline file from the runs, instead of judging them.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the result here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
 ) -> int:
     """Judge runs against a baseline: 0 no regression, 1 regression, 2 they cannot be compared."""
-    raise NotImplementedError
-    del candidate, baseline, save, as_json
+    from harness import gate as gates
+
+    folders = _expand([*(runs or []), *(candidate or [])])
+    if not folders:
+        raise Refused("gate: name the runs to judge, e.g. reports/runs/<UTC>-bench-<dataset>")
+    if (baseline is None) == (save is None):
+        raise Refused("gate: give either --baseline FILE to judge the runs, or --save FILE to make a baseline of them")
+    terminal = _Terminal(everything_to_stderr=as_json)
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        save.write_text(json.dumps(gates.save(folders), indent=1) + "\n", encoding="utf-8")
+        terminal.out.print(f"baseline: {save}", soft_wrap=True)
+        return OK
+    assert baseline is not None
+    result = gates.compare(_baseline(baseline), folders)
+    terminal.out.print(result.table())
+    if markdown is not None:
+        markdown.write_text(result.markdown(), encoding="utf-8")
+    if as_json:
+        print(json.dumps({"exit": result.exit_code, "verdict": str(result.verdict), "sentence": result.sentence()}))
+    return result.exit_code
+
+
+def _baseline(path: Path) -> dict[str, Any]:
+    """A baseline from its file, or made of scored runs."""
+    from harness.gate import save
+
+    if path.is_dir():
+        return save(_expand([path]))
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _CannotCompare(f"the baseline {path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise _CannotCompare(f"the baseline {path} holds no JSON object")
+    return found
+
+
+def _expand(paths: list[Path]) -> list[Path]:
+    """Run folders; in the place of a bench's folder its runs, in the place of a folder of runs all of them."""
+    folders: list[Path] = []
+    for path in paths:
+        listed = path / "bench.json"
+        if listed.exists():
+            folders += [path.parent / name for name in json.loads(listed.read_text(encoding="utf-8"))["runs"]]
+        elif path.is_dir() and not (path / "run.json").exists():
+            folders += sorted(found.parent for found in path.glob("*/run.json"))
+        else:
+            folders.append(path)
+    return list(dict.fromkeys(folders))
 
 
 # ---- datasets --------------------------------------------------------------------------------------------------

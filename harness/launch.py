@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import queue
 import secrets
@@ -21,6 +22,8 @@ import msgspec
 READY_SECONDS = 180.0
 STOP_SECONDS = 10.0
 TAIL_LINES = 25
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 KEY_VARIABLE = "VOXTRAL_API_KEY"
 
 
@@ -110,6 +113,7 @@ def start(
             errors="replace",
             env=variables,
             process_group=0,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - one system call, nothing that another thread may hold
         )
     lines: queue.Queue[str | None] = queue.Queue()
     assert process.stdout is not None
@@ -122,6 +126,12 @@ def start(
         reader.join(STOP_SECONDS)
         raise
     return Server(process, announcement, log, api_key, reader)
+
+
+def _end_with_parent() -> None:
+    """In the child, before it becomes the server: be told to end when the harness dies, however it dies (Linux only)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _read(output: IO[str], log: Path, lines: queue.Queue[str | None]) -> None:
