@@ -48,6 +48,7 @@ class Plan:
     speed: float = 1.0
     seed: int = 0
     repeat: int = 1
+    warm_up: int = 1  # utterances before each cell
     protocol: str = "yap"
     engine: str = "auto"
     target: str | None = None
@@ -215,7 +216,12 @@ def _run_cell(
     store.write_run(folder, record)
     watcher.begin(folder.name, len(corpus.utterances) * plan.repeat)
     cell = Cell(
-        concurrency=concurrency, packet_ms=plan.packet_ms, speed=plan.speed, seed=plan.seed, repeat=plan.repeat
+        concurrency=concurrency,
+        packet_ms=plan.packet_ms,
+        speed=plan.speed,
+        seed=plan.seed,
+        repeat=plan.repeat,
+        warm_up=plan.warm_up,
     )
     _keep_metrics(folder / "metrics-before.txt", measured, plan)
     server = measured.server

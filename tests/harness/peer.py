@@ -98,7 +98,8 @@ async def peer(handler: Handler, **options: object) -> AsyncIterator[Peer]:
         finally:
             state.open_now -= 1
 
-    async with serve(serve_one, "127.0.0.1", 0, **options) as server:  # type: ignore[arg-type]
+    where = () if "sock" in options else ("127.0.0.1", 0)
+    async with serve(serve_one, *where, **options) as server:  # type: ignore[arg-type]
         state.port = next(iter(server.sockets)).getsockname()[1]
         yield state
 
