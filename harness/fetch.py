@@ -221,7 +221,8 @@ def _obtain(client: httpx.Client, item: Download, folder: Path, report: Report, 
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = folder / f"{item.url.rpartition('/')[2]}.part"
-    checksum = _download(client, item, part, report, wait) or item.checksum
+    stated = _download(client, item, part, report, wait)
+    checksum = item.checksum or stated
     if checksum is not None:
         _verify(part, item.url, checksum)
     if item.unpack:
@@ -235,7 +236,7 @@ def _obtain(client: httpx.Client, item: Download, folder: Path, report: Report, 
 def _download(
     client: httpx.Client, item: Download, part: Path, report: Report, wait: Callable[[float], None]
 ) -> Checksum | None:
-    """Fills ``part``, going on where it ends; gives the checksum that the server states, unless we know one ourselves."""
+    """Fills ``part``, going on where it ends; gives the checksum that the server states, if it states one."""
     fruitless = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -264,7 +265,9 @@ def _attempt(client: httpx.Client, item: Download, part: Path, report: Report) -
     have = part.stat().st_size if part.exists() else 0
     validator = _validator(part)
     headers = dict(item.headers)
-    if have:
+    if have and (
+        validator.exists() or item.checksum
+    ):  # else the halves of two versions could end up in one file unnoticed
         headers["Range"] = f"bytes={have}-"
         if validator.exists():  # the rest is only sent if the file is still the one that we have the beginning of
             headers["If-Range"] = validator.read_text("ascii")
@@ -272,7 +275,7 @@ def _attempt(client: httpx.Client, item: Download, part: Path, report: Report) -
         status = response.status_code
         if status == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
             if response.headers.get("content-range") == f"bytes */{have}":
-                return item.checksum or _stated_checksum(response)
+                return _stated_checksum(response)
             part.unlink()
             raise _Again("the part that had arrived is longer than the file; starting again")
         if status >= 500 or status in (httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS):
@@ -293,7 +296,7 @@ def _attempt(client: httpx.Client, item: Download, part: Path, report: Report) -
         done = part.stat().st_size
         if total is not None and done != total:
             raise _Again(f"the connection ended at {done} of {total} bytes")
-        return item.checksum or _stated_checksum(response)
+        return _stated_checksum(response)
 
 
 def _span(response: httpx.Response, url: str) -> tuple[int, int | None]:

@@ -216,6 +216,15 @@ def test_a_file_that_changed_in_between_is_not_patched_together(site: Site, tmp_
     assert (folder / "noise.bin").read_bytes() == newer
 
 
+def test_a_part_of_unknown_origin_is_not_built_upon(site: Site, tmp_path: Path) -> None:
+    site.files["/noise.bin"] = NOISE
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "noise.bin.part").write_bytes(b"of another version")
+    folder = fetch.follow(one_file(site), tmp_path)
+    assert (folder / "noise.bin").read_bytes() == NOISE
+    assert site.requests == [("/noise.bin", None, None, None)]
+
+
 def test_a_part_that_is_already_whole_is_taken(site: Site, tmp_path: Path) -> None:
     site.files["/noise.bin"] = NOISE
     (tmp_path / "one").mkdir()
@@ -263,7 +272,7 @@ def test_a_passing_trouble_is_waited_out(site: Site, tmp_path: Path, status: int
     assert waits == [2.0, 4.0]
 
 
-def test_nobody_listening_ends_in_advice(site: Site, tmp_path: Path) -> None:
+def test_nobody_listening_ends_in_advice(tmp_path: Path) -> None:
     gone = fetch.Recipe("one", (fetch.Download("http://127.0.0.1:9/noise.bin", "noise.bin"),), {})
     with pytest.raises(fetch.FetchError, match=r"gave up after 5 attempts .*HTTPS_PROXY"):
         fetch.follow(gone, tmp_path, wait=Waits())
@@ -298,18 +307,20 @@ def test_an_archive_is_unpacked_with_progress_and_removed(site: Site, tmp_path: 
     assert [step.stage for step in seen][-1] == "unpack"
 
 
-@pytest.mark.parametrize("name", ["../outside.txt", "/outside.txt", "a/../../outside.txt"])
+@pytest.mark.parametrize("name", ["../outside.txt", "a/../../outside.txt"])
 def test_an_archive_cannot_write_outside_its_folder(site: Site, tmp_path: Path, name: str) -> None:
     site.files["/all.tar.gz"] = archive({"good.txt": b"good", name: b"evil"})
-    try:
-        fetch.follow(packed_recipe(site), tmp_path / "here")
-    except fetch.FetchError as error:
-        assert "cannot be unpacked" in str(error)
-    outside = [
-        path for path in tmp_path.rglob("outside.txt") if (tmp_path / "here" / "packed" / "corpus") not in path.parents
-    ]
-    assert outside == []
-    assert not Path("/outside.txt").exists()
+    with pytest.raises(fetch.FetchError, match=r"cannot be unpacked: .*outside"):
+        fetch.follow(packed_recipe(site), tmp_path)
+    assert list(tmp_path.rglob("outside.txt")) == []
+    assert not (tmp_path / "packed" / "corpus").exists()
+
+
+def test_an_absolute_name_in_an_archive_lands_inside(site: Site, tmp_path: Path) -> None:
+    site.files["/all.tar.gz"] = archive({f"{tmp_path}/outside.txt": b"evil"})
+    folder = fetch.follow(packed_recipe(site), tmp_path / "here")
+    assert not (tmp_path / "outside.txt").exists()
+    assert [path.read_bytes() for path in folder.rglob("outside.txt")] == [b"evil"]
 
 
 def test_an_archive_with_a_link_is_refused(site: Site, tmp_path: Path) -> None:
@@ -344,7 +355,7 @@ def test_librispeech_is_fetched_checked_and_loaded_by_name(site: Site, tmp_path:
     site.files["/resources/12/test-clean.tar.gz"] = content = archive(members)
     origins = fetch.Origins(openslr=site.url)
     real = fetch.recipe("librispeech-test-clean", origins)
-    with pytest.raises(fetch.FetchError, match="its md5 is .* should be 32fa31d27d2e1cad72775fee3f4849a9"):
+    with pytest.raises(fetch.FetchError, match=r"its md5 is .* should be 32fa31d27d2e1cad72775fee3f4849a9"):
         fetch.follow(real, tmp_path / ".cache")
     checksum = fetch.Checksum("md5", hashlib.md5(content).hexdigest())
     ours = replace(real, downloads=(replace(real.downloads[0], checksum=checksum),))
