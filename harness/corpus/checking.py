@@ -18,6 +18,7 @@ SHORTEST_SECONDS = 0.1
 LONGEST_SECONDS = 7_200.0
 FASTEST_CHARACTERS_PER_SECOND = 40.0  # twice a fast reader: the text belongs to another recording, or the audio is cut
 SLOWEST_CHARACTERS_PER_SECOND = 1.0
+LONG_ENOUGH_TO_BE_SLOW_SECONDS = 10.0  # a single "yes" in a few seconds is nothing odd
 OVERLAP_TOLERANCE_SECONDS = 0.02
 
 
@@ -93,9 +94,13 @@ def check(
 def _wrong(utterance: Utterance, decode: bool, hash_stated: bool) -> Iterator[str]:
     if not SHORTEST_SECONDS <= utterance.seconds <= LONGEST_SECONDS:
         yield f"odd length: {utterance.seconds:.3f} s"
-    pace = len(utterance.text) / utterance.seconds if utterance.text else None
-    if pace is not None and not SLOWEST_CHARACTERS_PER_SECOND <= pace <= FASTEST_CHARACTERS_PER_SECOND:
-        yield f"odd length: {len(utterance.text)} characters in {utterance.seconds:.2f} s; text and audio may not belong together"
+    pace = len(utterance.text) / utterance.seconds
+    slow = pace < SLOWEST_CHARACTERS_PER_SECOND and utterance.seconds > LONG_ENOUGH_TO_BE_SLOW_SECONDS
+    if utterance.text and (slow or pace > FASTEST_CHARACTERS_PER_SECOND):
+        yield (
+            f"odd length: {len(utterance.text)} characters in {utterance.seconds:.2f} s;"
+            " text and audio may not belong together"
+        )
     if utterance.words is not None:
         yield from _wrong_words(utterance, utterance.words)
     if decode and utterance.audio is not None:
