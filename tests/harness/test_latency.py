@@ -106,6 +106,12 @@ def test_a_change_before_a_word_does_not_make_it_less_final() -> None:
     assert found.word_finality_latencies == close((1.6, 0.2))
 
 
+def test_words_pushed_back_by_a_late_insertion_stand_since_they_were_shown() -> None:
+    # The final puts "well then" before four words that stood all along.
+    found = measure(record(per_second("well then a b c d"), appended(6.5, "a b c d"), final(8, "well then a b c d")))
+    assert found.word_finality_latencies == close((7, 6, 3.5, 2.5, 1.5, 0.5))
+
+
 def test_a_word_right_only_for_a_while_is_emitted_but_never_final() -> None:
     found = measure(
         record(
