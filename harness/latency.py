@@ -273,10 +273,7 @@ class PrefixAligner:
 
     def _extend(self, words: list[str]) -> int:
         """Makes the columns for ``words``; returns how many of its first words had them."""
-        known = self._words
-        kept = len(known) if words[: len(known)] == known else 0
-        while kept < min(len(known), len(words)) and known[kept] == words[kept]:
-            kept += 1
+        kept = _common(self._words, words)
         del self._words[kept:], self._rises[kept + 1 :], self._falls[kept + 1 :]
         rises, falls, everything = self._rises[kept], self._falls[kept], self._all
         for word in words[kept:]:
@@ -320,6 +317,18 @@ class PrefixAligner:
         )
         distance = np.concatenate([[0], np.cumsum(up.astype(np.int32) - down)])
         return size - int(np.argmin(distance[::-1]))
+
+
+def _common(one: list[str], other: list[str]) -> int:
+    """The length of the common beginning; compares slices, halving, since the lists mostly differ at their ends."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _lag(record: StreamRecord, emitted_ns: Sequence[int | None]) -> tuple[Lag, ...]:
