@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness import figures, latency, score, statistics, store
-from harness.figures import Curve, Line, Mark, Point
+from harness.figures import Curve, Floats, Line, Mark, Point
 from harness.score import Scores
 from harness.statistics import Bootstrap, Difference, Estimate
 from harness.store import Run, RunConfig
@@ -190,12 +190,15 @@ PER_WORD = {"word_emission_latency": "word_emission_latencies", "word_finality_l
 
 
 def lag_lines(cell: Cell, most: int = figures.LINES_DRAWN) -> list[Line]:
-    """Transcript lag over the time since the stream's start, for at most so many scored streams, evenly picked."""
+    """Transcript lag whenever new words came, over the time since the stream's start, for at most so many streams evenly picked.
+
+    Where the audio ended with words still missing, the last point is the lag at that end.
+    """
     streams = [record for record in store.iter_records(cell.folder) if record.scored and record.outcome is Outcome.OK]
     lines = []
     picked = np.unique(np.linspace(0, len(streams) - 1, most).round().astype(int)) if len(streams) > most else range(len(streams))
     for record in (streams[index] for index in picked):
-        points = [(lag.seconds, level) for lag in latency.measure(record).lag for level in (lag.before, lag.after) if level is not None]
+        points = [(lag.seconds, lag.before if lag.after is None else lag.after) for lag in latency.measure(record).lag]
         if points:
             x, y = np.array(points, dtype=np.float64).T
             lines.append(Line(x, y))
@@ -221,6 +224,12 @@ def error_rates(cells: Sequence[Cell]) -> list[tuple[str, float, float, float]]:
         for cell in cells
         if (counted := cell.scores.accuracy).reference_words
     ]  # fmt: skip
+
+
+def lengths_and_rates(cell: Cell) -> tuple[Floats, Floats]:
+    """Seconds of audio and word error rate of each scored utterance with speech, for a scatter plot."""
+    speech = cell.scored[cell.scored["reference_words"] > 0]
+    return speech["audio_seconds"].to_numpy(float), speech["wer"].to_numpy(float)
 
 
 def worst(cell: Cell, most: int) -> pd.DataFrame:

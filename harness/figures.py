@@ -63,7 +63,7 @@ STYLE: dict[str, Any] = {
 }
 SIZE = (5.0, 3.3)
 CURVE_POINTS = 400  # an empirical distribution is drawn with at most so many steps: finer is not visible and costs bytes
-LINES_DRAWN = 60  # more streams than that only blacken the plot; the median is taken over all of them
+LINES_DRAWN = 60  # streams in one plot; more only blacken it
 Floats = NDArray[np.float64]
 
 
@@ -216,20 +216,20 @@ def distribution(curves: Sequence[Curve], title: str, xlabel: str = "seconds") -
                 label=f"{curve.mark.label} (n = {len(curve.values)})",
             )  # fmt: skip
             if curve.nominal is not None:
-                axes.axvline(curve.nominal, color=curve.mark.colour, linewidth=0.9, alpha=0.55, linestyle=(0, (1, 2)))
+                axes.axvline(curve.nominal, color=curve.mark.colour, linewidth=1.1, alpha=0.85, linestyle=(0, (1, 2)))
             for quantile, share in (("p50", 0.5), ("p95", 0.95)):
                 _whisker(axes, curve, getattr(curve.quantiles, quantile, None), share)
-        if drawn:
-            _quantile_window(axes, drawn)
+        beyond = _quantile_window(axes, drawn) if drawn else ""
         axes.set_ylim(0, 1.02)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 0.95])
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlabel(xlabel)
+        axes.set_xlabel(f"{xlabel} ({beyond})" if beyond else xlabel)
         axes.set_title(title)
         if drawn:
-            axes.figure.legend(loc="outside lower center", ncols=min(3, len(drawn)), handlelength=2.6)
+            axes.figure.legend(loc="outside lower center", ncols=columns, handlelength=2.4, columnspacing=1.4)
 
-    return styled(draw, (SIZE[0], SIZE[1] + 0.22 * (-(-len(drawn) // 3))))
+    columns = max(1, min(3, 92 // (14 + max((len(curve.mark.label) + 8 for curve in drawn), default=1))))
+    return styled(draw, (SIZE[0], SIZE[1] + 0.22 * (-(-len(drawn) // columns))))
 
 
 def _steps(values: Floats, beyond: int) -> tuple[Floats, Floats]:
@@ -250,19 +250,20 @@ def _whisker(axes: Axes, curve: Curve, estimate: Estimate | None, share: float) 
     axes.plot([estimate.value], [height], "o", color=curve.mark.colour, markeredgecolor=PAPER, markersize=6, zorder=4)
 
 
-def _quantile_window(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Ends the axis a little beyond the slowest p99: one stray value would press everything else against the left edge."""
+def _quantile_window(axes: Axes, curves: Sequence[Curve]) -> str:
+    """Ends the axis a little beyond the slowest p99, and says what lies outside.
+
+    One stray value would press everything else against the left edge.
+    """
     low = min(float(np.quantile(curve.values, 0.005)) for curve in curves)
     high = max(float(np.quantile(curve.values, 0.99)) for curve in curves)
     nominal = [curve.nominal for curve in curves if curve.nominal is not None]
     low, high = min([low, *nominal]), max([high, *nominal])
     pad = 0.06 * (high - low) or 0.1
     axes.set_xlim(low - pad, high + pad)
-    outside = sum(int((curve.values > high + pad).sum()) for curve in curves)
-    if outside:
-        note = f"{outside} beyond the axis, slowest {max(float(curve.values.max()) for curve in curves):.2f} s"
-        axes.annotate(note, (1, 0.955), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-                      ha="right", fontsize=8, color=MUTED)  # fmt: skip
+    outside = [curve.values[curve.values > high + pad] for curve in curves]
+    count = sum(len(values) for values in outside)
+    return f"{count} beyond the axis, up to {max(float(values.max(initial=0)) for values in outside):.2f} s" if count else ""
 
 
 def quantile_rows(rows: Sequence[tuple[Mark, Distribution]], title: str, xlabel: str = "seconds") -> Figure:
@@ -298,12 +299,11 @@ def lag_over_time(lines: Sequence[Line], mark: Mark, title: str, nominal: float 
     """Transcript lag of every stream, thin, and their median, thick, over the audio sent."""
 
     def draw(axes: Axes) -> None:
-        step = max(1, -(-len(lines) // LINES_DRAWN))
-        for line in lines[::step]:
-            axes.plot(line.x, line.y, color=mark.colour, linewidth=0.6, alpha=0.28)
+        for line in lines:
+            axes.plot(line.x, line.y, color=mark.colour, linewidth=0.7, alpha=0.32)
         grid, median, count = median_line(lines)
         if len(grid):
-            axes.plot(grid, median, color=INK, linewidth=2, label=f"median of {len(lines)} streams")
+            axes.plot(grid, median, color=INK, linewidth=2, label=f"median of {len(lines)}")
         if nominal is not None:
             axes.axhline(nominal, color=mark.colour, linewidth=1.1, linestyle=(0, (1, 2)), label=f"delay {nominal:g} s")
         if count:
@@ -318,7 +318,7 @@ def lag_over_time(lines: Sequence[Line], mark: Mark, title: str, nominal: float 
 
 
 def median_line(lines: Sequence[Line], bins: int = 60) -> tuple[Floats, Floats, int]:
-    """Median over streams at each of ``bins`` times, where at least three streams (or all, if fewer) are still going."""
+    """Median over streams at each of ``bins`` times, as long as a fifth of them and three (or all, if fewer) are going."""
     alive = [line for line in lines if len(line.x)]
     if not alive:
         return np.empty(0), np.empty(0), 0
@@ -327,7 +327,7 @@ def median_line(lines: Sequence[Line], bins: int = 60) -> tuple[Floats, Floats, 
     for row, line in zip(table, alive, strict=True):
         inside = (grid >= line.x[0]) & (grid <= line.x[-1])
         row[inside] = np.interp(grid[inside], line.x, line.y)
-    enough = (~np.isnan(table)).sum(axis=0) >= min(3, len(alive))
+    enough = (~np.isnan(table)).sum(axis=0) >= min(len(alive), max(3, len(alive) / 5))
     return grid[enough], np.nanmedian(table[:, enough], axis=0), len(alive)
 
 
@@ -420,10 +420,14 @@ def svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{_escaped(label)}">', text, count=1)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'url\(#([^)]+)\)|xlink:href="#([^"]+)"', lambda m: _reference(m, name), text)
-    text = re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), text)
+    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"-?\d+\.\d{3,}", _two_digits, tag[0]), text)  # coordinates, never labels
     for colour, variable in THEME.items():
         text = text.replace(colour, f"var({variable})")
     return re.sub(r"\n\s*", "\n", text)
+
+
+def _two_digits(match: re.Match[str]) -> str:
+    return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
 
 
 def _reference(match: re.Match[str], name: str) -> str:

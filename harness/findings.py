@@ -104,7 +104,7 @@ def _missing(cells: Sequence[Cell]) -> Iterable[str]:
 def _stalls(cells: Sequence[Cell]) -> Iterable[str]:
     stalls = sum(cell.scores.counts.get("stalls", 0) for cell in cells)
     if stalls:
-        yield f"In {stalls:.0f} places the transcript stood still for more than 2 s beyond the delay while words were spoken."
+        yield f"In {stalls:.0f} place{'s' if stalls != 1 else ''} the transcript stood still for more than 2 s beyond the delay while words were spoken."
 
 
 def _falling_behind(cells: Sequence[Cell]) -> Iterable[str]:

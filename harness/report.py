@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import accuracy, figures
-from harness.cells import Cell, curve, error_rates, lag_lines, load, load_lines, published_for, speaker_wer, wer_by_delay, worst
+from harness.cells import Cell, curve, error_rates, lag_lines, lengths_and_rates, load, load_lines, published_for, speaker_wer, typical_stream, wer_by_delay, worst
 from harness.findings import findings, headline, streams_at_once, subject
 from harness.normalise import Normaliser, normaliser
 from harness.score import Scores
@@ -209,8 +209,14 @@ def _value(estimate: Estimate, said: Any, interval: Any) -> dict[str, Any]:
     if estimate.value is None:
         return {"text": "–", "small": "none", "why": estimate.note}
     if estimate.low is None or estimate.high is None:
-        return {"text": said(estimate.value), "small": "no interval", "why": estimate.note or "too few streams"}
+        return {"text": said(estimate.value), "small": _why_none(estimate.note), "why": estimate.note}
     return {"text": said(estimate.value), "small": interval(estimate), "why": estimate.note}
+
+
+def _why_none(note: str) -> str:
+    """In place of an interval: the reason, short where it is the usual one."""
+    few = re.match(r"n = (\d+) \w+, an interval needs (\d+)$", note)
+    return f"n {few[1]} < {few[2]}" if few else note or "no interval"
 
 
 # --- plots -----------------------------------------------------------------------------------------------------------------
@@ -220,7 +226,7 @@ def _sections(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return [
         {"id": "accuracy", "title": "Accuracy", "caveats": _caveats(cells), "plots": _accuracy_plots(cells), "table": _by_speaker(cells)},
         {"id": "latency", "title": "Latency", "plots": _latency_plots(cells)},
-        {"id": "lag", "title": "Keeping up", "plots": _lag_plots(cells)},
+        {"id": "lag", "title": "Keeping up", "plots": [*_lag_plots(cells), *_typical_plot(cells[0])]},
         {"id": "load", "title": "Load on the machine", "plots": _load_plots(cells)},
     ]
 
@@ -241,6 +247,10 @@ def _accuracy_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
     if splits:
         caption = "Many deletions mean that words are missed or the tail is lost; many insertions, that words are made up or repeated."
         plots.append(_plot(figures.error_split(splits), "split", "Substitutions, deletions and insertions per reference word", caption))
+    if len(cells) == 1 and cells[0].scores.accuracy.reference_words:
+        title = "Error rate by length of the utterance"
+        figure = figures.scatter([(cells[0].mark, *lengths_and_rates(cells[0]))], title, "audio (s)", "word error rate")
+        plots.append(_plot(figure, "length", title, "One dot per utterance. Short utterances scatter more: a single error weighs more in them."))
     return plots
 
 
@@ -283,22 +293,32 @@ def _lag_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
         lines = lag_lines(cell)
         if lines:
             title = f"Transcript lag, {cell.mark.label}"
-            caption = "Level: the stream keeps up. Rising: it falls further behind with every second of audio."
+            caption = "Measured whenever new words came. Level: the stream keeps up. Rising: it falls further behind with every second."
             plots.append(_plot(figures.lag_over_time(lines, cell.mark, title, cell.delay_seconds), f"lag{index}", title, caption))
     return plots
 
 
+def _typical_plot(cell: Cell) -> list[dict[str, str]]:
+    if not cell.scored["word_emission_latency_p50"].notna().any():
+        return []
+    caption = "The stream whose median word latency is the median. Each bar spans from when a word was spoken to when it was shown."
+    return [_plot(typical_stream(cell), "typical", "One utterance as it happened", f"{cell.mark.label}: {caption}")]
+
+
 def _load_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
     plots = []
+    memory = []
     for index, cell in enumerate(cells[:6]):
-        for column, title, unit, scale in (("cpu_percent", "Processor", "% of one core", 1.0), ("rss_bytes", "Memory", "MiB", 2.0**-20)):
-            lines = load_lines(cell, column, scale)
-            if column == "rss_bytes":
-                lines = [(source, line) for source, line in lines if source != "machine"]
-            if lines:
-                named = f"{title}, {cell.mark.label}"
-                peak = ", ".join(f"{source} {np.max(line.y):,.0f}" for source, line in lines)
-                plots.append(_plot(figures.load_over_time(lines, named, unit), f"{column}{index}", named, f"Peak in {unit}: {peak}."))
+        lines = load_lines(cell, "cpu_percent")
+        if lines:
+            named = f"Processor, {cell.mark.label}"
+            peak = ", ".join(f"{source} {np.max(line.y):,.0f}" for source, line in lines)
+            plots.append(_plot(figures.load_over_time(lines, named, "% of one core"), f"cpu{index}", named, f"Peak in % of one core: {peak}."))
+        resident = [(source, line) for source, line in load_lines(cell, "rss_bytes", 2.0**-20) if source != "machine"]
+        memory += [(f"{source}, {cell.mark.label}" if len(cells) > 1 else source, line) for source, line in resident]
+    if memory:
+        peak = ", ".join(dict.fromkeys(f"{source} {np.max(line.y):,.0f}" for source, line in memory))
+        plots.append(_plot(figures.load_over_time(memory, "Memory", "resident MiB"), "memory", "Resident memory", f"Peak in MiB: {peak}."))
     return plots
 
 
@@ -412,8 +432,8 @@ def numbers(cells: Sequence[Cell]) -> pd.DataFrame:
 
 def console_table(scores: Sequence[Scores], caveats: Sequence[str] = ()) -> Table:
     """The end of a bench in the terminal, one line per cell, within 110 columns. Delay and concurrency are read off the run's id."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", caption_justify="left")
-    for name in ("delay", "at once", "n", "WER % [95 %]", "first", "word p50/p95/p99", "final p50/p95/p99", "stalls", "errors", "pacing"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left")
+    for name in ("delay", "c", "n", "WER % [95 %]", "first", "word p50/p95/p99", "final p50/p95", "stalls", "err", "pace"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for one in sorted(scores, key=_cell_of):
@@ -423,11 +443,11 @@ def console_table(scores: Sequence[Scores], caveats: Sequence[str] = ()) -> Tabl
         table.add_row(
             "own" if delay < 0 else str(delay), str(concurrency), str(one.streams), _console_rate(one.accuracy.wer),
             _console(first, "p50"), "/".join(_console(word, name) for name in ("p50", "p95", "p99")),
-            "/".join(_console(final, name) for name in ("p50", "p95", "p99")),
+            "/".join(_console(final, name) for name in ("p50", "p95")),
             plain(one.counts.get("stalls", 0)), Text(str(failed), style="bold red" if failed else ""),
             "-" if one.pacing.p99.value is None else f"{one.pacing.p99.value * 1000:.1f}", _console_state(one),
         )  # fmt: skip
-    notes = ["Delay and pacing (p99) in ms, latencies in s; word latency contains the delay. ~ no interval: too few streams."]
+    notes = ["c: streams at once. Delay and pacing p99 in ms, latencies in s; word latency contains the delay. ~: n too small for an interval."]
     table.caption = "\n".join([*notes, *caveats, *dict.fromkeys(reason for one in scores for reason in one.invalid_because)])
     return table
 

@@ -129,7 +129,7 @@ def _transcript(
             continue
         heard = SOUNDS_LIKE.get(word.text, word.text[::-1]) if draw < recipe.deleted + recipe.substituted else word.text
         if float(rng.random()) < recipe.inserted:
-            heard += " uh"
+            heard += " and"
         events.append((last, Kind.APPENDED, None, None, f" {heard}" if text else heard))
         text += f" {heard}" if text else heard
     final = max(last, flushed) + 0.01 + recipe.late_final
