@@ -281,6 +281,32 @@ def paired_latency_difference(
     return _from_resamples(value, resampled[:, 0], count, test)
 
 
+def paired_quantile_difference(
+    values: Sequence[float],
+    others: Sequence[float],
+    blocks: Sequence[Hashable],
+    bootstrap: Bootstrap,
+    share: float,
+) -> Difference:
+    """The quantile of the others less that of the first, over the same utterances, by a bootstrap that draws both sides together.
+
+    Not the quantile of the differences: of pure noise that one is above 0 for every share above one half.
+    """
+    a, b = np.asarray(values, dtype=np.float64), np.asarray(others, dtype=np.float64)
+    count = min(len(set(blocks)), a.size)
+    test = f"paired bootstrap of p{100 * share:g}"
+    if not a.size:
+        return Difference(None, None, None, None, 0, None, test, "no pairs")
+    value = float(np.quantile(b, share) - np.quantile(a, share))
+    if count < minimum_n(share):
+        return Difference(value, None, None, None, count, None, test, _too_few(count, minimum_n(share), "pairs"))
+    first, second = (
+        _resampled_quantiles([side[i : i + 1] for i in range(side.size)], blocks, [share], bootstrap)[:, 0]
+        for side in (a, b)
+    )
+    return _from_resamples(value, second - first, count, test)
+
+
 def _from_resamples(value: float, resampled: Floats, blocks: int, test: str) -> Difference:
     low, high = np.quantile(resampled, [_TAIL, 1 - _TAIL])
     tail = min(float(np.mean(resampled <= 0)), float(np.mean(resampled >= 0)))
