@@ -81,8 +81,8 @@ def measure(record: StreamRecord) -> StreamLatency:
     paced = math.isfinite(record.speed)
     states = _Alignment(record)
     timed = record.words or ()
-    emissions = _from_word_ends(record, states.emitted_ns) if paced else (None,) * len(timed)
-    finalities = _from_word_ends(record, states.final_ns) if paced else (None,) * len(timed)
+    emissions = _from_word_ends(record, states.emitted_ns) if paced and timed else (None,) * len(timed)
+    finalities = _from_word_ends(record, states.final_ns) if paced and timed else (None,) * len(timed)
     seen = sorted(value for value in emissions if value is not None)
     standing = sorted(value for value in finalities if value is not None)
     median = quantile(seen, 0.5)
@@ -110,10 +110,10 @@ def measure(record: StreamRecord) -> StreamLatency:
         lag=lag,
         drift=_drift(record, lag),
         max_lag=max((point.before for point in lag), default=None),
-        stalls=_stalls(record, states.changes_ns, delay or 0.0) if paced and timed else None,
-        unmatched_words=states.unmatched if timed else None,
+        stalls=_stalls(record, states.changes_ns, delay or 0.0) if paced and record.words is not None else None,
+        unmatched_words=None if record.words is None else states.unmatched,
         lost_tail_words=states.lost_tail if record.outcome is Outcome.OK else None,
-        dropped_seconds=sum(entry.value or 0.0 for entry in record.of(Kind.DROPPED)),
+        dropped_seconds=sum((entry.value or 0.0 for entry in record.of(Kind.DROPPED)), start=0.0),
         real_time_factor=None
         if paced or final is None or not record.audio_seconds
         else (final.t_ns - record.t0_ns) / _NS / record.audio_seconds,

@@ -129,9 +129,10 @@ def steps(record: StreamRecord) -> Iterator[Step]:
         times = [entry.t_ns] * len(tail)
         unstable = 0
         for op in Levenshtein.opcodes(old, tail):
-            if op.tag == "equal":
-                times[op.dest_start : op.dest_end] = since[kept + op.src_start : kept + op.src_end]
-            else:
+            if op.tag != "equal":
                 unstable += op.src_end - op.src_start
+            elif op.dest_start - op.src_start <= 1:
+                # Pushed back further it is hardly the same word: a misheard one that is equal to a word said later.
+                times[op.dest_start : op.dest_end] = since[kept + op.src_start : kept + op.src_end]
         words, since = words[:kept] + tail, since[:kept] + times
         yield Step(entry.t_ns, final, words, since, former, unstable, len(old), len(tail), bool(tail))
