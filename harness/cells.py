@@ -117,6 +117,8 @@ def chosen_folders(root: Path = Path("reports/runs"), whole_bench: bool = False)
         raise NoRunsError(f"no scored run in {where}: make one with `nox -s bench`, or set EARMARK_RUNS to run folders")
     if named and all((place / "run.json").exists() for place in places):
         return found
+    if whole_bench and (bench := _newest_bench(places)):
+        return bench
     newest = sorted(
         ((store.read_run(folder), folder) for folder in found), key=lambda one: one[0].created, reverse=True
     )
@@ -131,13 +133,33 @@ def chosen_folders(root: Path = Path("reports/runs"), whole_bench: bool = False)
 
 
 def _run_folders(place: Path) -> list[Path]:
+    if (place / "bench.json").exists() and not (place / "run.json").exists():
+        place = place.parent
     candidates = [place] if (place / "run.json").exists() else sorted(place.glob("*/")) if place.is_dir() else []
     return [folder for folder in candidates if (folder / "scores.json").exists() and (folder / "run.json").exists()]
 
 
+def _newest_bench(places: Sequence[Path]) -> list[Path]:
+    """The runs that the newest bench.json lists, as far as they are scored; none when there is no such file."""
+    listed = sorted((path for place in places for path in (*place.glob("bench.json"), *place.glob("*/bench.json"))), key=_age)
+    for path in reversed(listed):
+        names = msgspec.json.decode(path.read_bytes(), type=_Bench).runs
+        runs = [folder for name in names for folder in _run_folders(path.parent.parent / name)]
+        if runs:
+            return runs
+    return []
+
+
+def _age(path: Path) -> str:
+    return path.parent.name  # begins with the UTC time at which it was made
+
+
+class _Bench(msgspec.Struct):
+    runs: list[str]
+
+
 def _but_for_cell(config: RunConfig) -> RunConfig:
-    # A server with its own delay per cell also has its own options and address.
-    return msgspec.structs.replace(config, delay_ms=None, concurrency=0, target="", label="", server_options=[])
+    return msgspec.structs.replace(config, delay_ms=None, concurrency=0, target="", label="")
 
 
 def wer_change(before: Cell, after: Cell) -> Difference:

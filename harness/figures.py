@@ -176,9 +176,9 @@ def rate_by_delay(
         axes.set_xlabel("transcription delay (ms, log scale)")
         axes.set_title(title)
         if len(series) > 1 or published is not None:
-            axes.legend()
+            axes.figure.legend(loc="outside lower center", ncols=2)
 
-    return styled(draw)
+    return styled(draw, (SIZE[0], SIZE[1] + 0.3 * (len(series) > 1 or published is not None)))
 
 
 def error_split(rows: Sequence[tuple[str, float, float, float]], title: str = "What the errors are") -> Figure:
@@ -188,9 +188,9 @@ def error_split(rows: Sequence[tuple[str, float, float, float]], title: str = "W
         y = np.arange(len(rows), dtype=float)
         left = np.zeros(len(rows))
         kinds = (
-            (1, "substituted", SERIES[0], ""),
-            (2, "deleted", SERIES[1], "////"),
-            (3, "inserted", SERIES[2], "...."),
+            (0, "substituted", SERIES[0], ""),
+            (1, "deleted", SERIES[1], "////"),
+            (2, "inserted", SERIES[2], "...."),
         )
         for column, name, colour, hatch in kinds:
             width = np.array([(row[1], row[2], row[3])[column] for row in rows])
@@ -399,8 +399,7 @@ def trade_off(
                 axes.annotate(label, (x.value, y.value), (6, 5), textcoords="offset points", fontsize=9)
                 reach.append(y.high or y.value)
         axes.set_ylim(0, max(reach) * 1.15 or 1)
-        axes.set_xlim(left=0)
-        axes.margins(x=0.12)
+        axes.set_xlim(0, axes.get_xlim()[1] * 1.1)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel(xlabel)
         axes.set_ylabel("word error rate")
@@ -430,12 +429,13 @@ def load_over_time(sources: Sequence[tuple[str, Line]], title: str, ylabel: str)
     return styled(draw, (SIZE[0], 2.7))
 
 
-def scatter(series: Sequence[tuple[Mark, Floats, Floats]], title: str, xlabel: str, ylabel: str) -> Figure:
-    """One dot per utterance."""
+def rates(series: Sequence[tuple[Mark, Floats, Floats]], title: str, xlabel: str, ylabel: str) -> Figure:
+    """One dot per utterance: a rate over something."""
 
     def draw(axes: Axes) -> None:
         for mark, x, y in series:
             axes.plot(x, y, "o", color=mark.colour, alpha=0.65, markersize=4, markeredgewidth=0, label=mark.label)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.set_title(title)

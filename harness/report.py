@@ -32,6 +32,7 @@ from harness.cells import (
     wer_by_delay,
     worst,
 )
+from harness.figures import Line
 from harness.findings import findings, headline, streams_at_once, subject
 from harness.normalise import Normaliser, normaliser
 from harness.score import Scores
@@ -43,6 +44,7 @@ from harness.wording import (
 
 WORST_SHOWN = 12  # per cell; the rest is in utterances.parquet
 ERRORS_SHOWN = 8
+MOST_PANELS = 6  # cells that get a panel of their own; the table and the shared plots show all
 FAILURES = ("failed", "rejected")
 
 TERMS = {
@@ -323,7 +325,7 @@ def _accuracy_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
         )
     if len(cells) == 1 and cells[0].scores.accuracy.reference_words:
         title = "Error rate by length of the utterance"
-        figure = figures.scatter([(cells[0].mark, *lengths_and_rates(cells[0]))], title, "audio (s)", "word error rate")
+        figure = figures.rates([(cells[0].mark, *lengths_and_rates(cells[0]))], title, "audio (s)", "word error rate")
         plots.append(
             _plot(
                 figure,
@@ -382,7 +384,7 @@ def _latency_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
 
 def _lag_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
     plots = []
-    for index, cell in enumerate(cells[:6]):
+    for index, cell in enumerate(cells[:MOST_PANELS]):
         lines = lag_lines(cell)
         if lines:
             title = f"Transcript lag, {cell.mark.label}"
@@ -400,35 +402,34 @@ def _typical_plot(cell: Cell) -> list[dict[str, str]]:
     return [_plot(typical_stream(cell), "typical", "One utterance as it happened", f"{cell.mark.label}: {caption}")]
 
 
+LOADS = (  # column of system.parquet, title, unit, scale
+    ("cpu_percent", "Processor", "% of one core", 1.0),
+    ("gpu_percent", "GPU", "% busy", 1.0),
+    ("gpu_memory_bytes", "GPU memory", "GiB", 2.0**-30),
+    ("gpu_watts", "GPU power", "W", 1.0),
+)
+
+
 def _load_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
-    plots = []
-    memory = []
-    for index, cell in enumerate(cells[:6]):
-        lines = load_lines(cell, "cpu_percent")
-        if lines:
-            named = f"Processor, {cell.mark.label}"
-            peak = ", ".join(f"{source} {np.max(line.y):,.0f}" for source, line in lines)
-            plots.append(
-                _plot(
-                    figures.load_over_time(lines, named, "% of one core"),
-                    f"cpu{index}",
-                    named,
-                    f"Peak in % of one core: {peak}.",
-                )
-            )
+    plots, memory = [], []
+    for index, cell in enumerate(cells[:MOST_PANELS]):
+        for column, title, unit, scale in LOADS:
+            lines = load_lines(cell, column, scale)
+            if lines:
+                named = f"{title}, {cell.mark.label}"
+                figure = figures.load_over_time(lines, named, unit)
+                plots.append(_plot(figure, f"{column}{index}", named, _peaks(lines, unit)))
+        # The machine's own memory in use says little of either program.
         resident = [(source, line) for source, line in load_lines(cell, "rss_bytes", 2.0**-20) if source != "machine"]
         memory += [(f"{source}, {cell.mark.label}" if len(cells) > 1 else source, line) for source, line in resident]
     if memory:
-        peak = ", ".join(dict.fromkeys(f"{source} {np.max(line.y):,.0f}" for source, line in memory))
-        plots.append(
-            _plot(
-                figures.load_over_time(memory, "Memory", "resident MiB"),
-                "memory",
-                "Resident memory",
-                f"Peak in MiB: {peak}.",
-            )
-        )
+        figure = figures.load_over_time(memory, "Memory", "resident MiB")
+        plots.append(_plot(figure, "memory", "Resident memory", _peaks(memory, "MiB")))
     return plots
+
+
+def _peaks(lines: Sequence[tuple[str, Line]], unit: str) -> str:
+    return f"Peak in {unit}: {', '.join(f'{source} {np.max(line.y):,.0f}' for source, line in lines)}."
 
 
 # --- utterances, outcomes, environment -------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ figures.lag_over_time(
 figures.error_split(error_rates(cells))
 
 # %%
-figures.scatter(
+figures.rates(
     [(cell.mark, *lengths_and_rates(cell))], "Error rate by length of the utterance", "audio (s)", "word error rate"
 )
 
