@@ -412,6 +412,24 @@ async def test_segments_that_begin_while_the_parent_process_dies_are_heard() -> 
             assert listener.said[-1].audio_seconds == 1.0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
+async def test_nobody_waits_for_a_process_that_cannot_be_made() -> None:
+    async with running(SphinxSettings(workers=1)) as engine:
+        await transcribe(engine, ONE_SECOND)
+        (recogniser,) = recognisers()
+        parent = parent_process()
+        before = parent.rlimit(psutil.RLIMIT_NOFILE)
+        parent.rlimit(psutil.RLIMIT_NOFILE, (0, before[1]))  # it cannot even receive the socket for its child
+        recogniser.kill()
+        stream, listener = begin(engine)
+        stream.finish()
+        failed = await listener.end()
+        assert isinstance(failed, EngineFailed)
+        assert failed.code == "processing_error"
+        parent.rlimit(psutil.RLIMIT_NOFILE, before)
+        assert (await transcribe(engine, ONE_SECOND)).said[-1].audio_seconds == 1.0
+
+
 async def test_signals_to_the_group_do_not_end_what_the_server_still_drains() -> None:
     async with running() as engine:
         stream, listener = begin(engine)
