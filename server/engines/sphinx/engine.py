@@ -9,6 +9,7 @@ import socket
 import sys
 from collections import deque
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
@@ -144,8 +145,7 @@ class _Process(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass
 
     def data_received(self, data: bytes) -> None:
         for kind, number, payload in self._frames.receive(data):
@@ -492,7 +492,11 @@ class SphinxEngine:
             task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, process: _Process, connection: socket.socket) -> None:
-        await self.loop.create_unix_connection(lambda: process, sock=connection)
+        try:
+            await self.loop.create_unix_connection(lambda: process, sock=connection)
+        except OSError as error:
+            connection.close()
+            self.process_lost(process, f"cannot talk to a recogniser process: {error}")
 
     def _fork_failed(self, why: str) -> None:
         """Try again in a while; when that keeps failing, nobody shall wait for it."""
