@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness import figures, latency, score, statistics, store
-from harness.figures import Curve, Line, Mark, Point
+from harness.figures import Curve, Floats, Line, Mark, Point
 from harness.score import Scores
 from harness.statistics import Bootstrap, Difference, Estimate
 from harness.store import Run, RunConfig
@@ -117,7 +117,11 @@ def chosen_folders(root: Path = Path("reports/runs"), whole_bench: bool = False)
         raise NoRunsError(f"no scored run in {where}: make one with `nox -s bench`, or set EARMARK_RUNS to run folders")
     if named and all((place / "run.json").exists() for place in places):
         return found
-    newest = sorted(((store.read_run(folder), folder) for folder in found), key=lambda one: one[0].created, reverse=True)
+    if whole_bench and (bench := _newest_bench(places)):
+        return bench
+    newest = sorted(
+        ((store.read_run(folder), folder) for folder in found), key=lambda one: one[0].created, reverse=True
+    )
     if not whole_bench:
         return [newest[0][1]]
     first = newest[0][0].config
@@ -129,30 +133,56 @@ def chosen_folders(root: Path = Path("reports/runs"), whole_bench: bool = False)
 
 
 def _run_folders(place: Path) -> list[Path]:
+    if (place / "bench.json").exists() and not (place / "run.json").exists():
+        place = place.parent
     candidates = [place] if (place / "run.json").exists() else sorted(place.glob("*/")) if place.is_dir() else []
     return [folder for folder in candidates if (folder / "scores.json").exists() and (folder / "run.json").exists()]
 
 
+def _newest_bench(places: Sequence[Path]) -> list[Path]:
+    """The runs that the newest bench.json lists, as far as they are scored; none when there is no such file."""
+    listed = sorted((path for place in places for path in (*place.glob("bench.json"), *place.glob("*/bench.json"))), key=_age)
+    for path in reversed(listed):
+        names = msgspec.json.decode(path.read_bytes(), type=_Bench).runs
+        runs = [folder for name in names for folder in _run_folders(path.parent.parent / name)]
+        if runs:
+            return runs
+    return []
+
+
+def _age(path: Path) -> str:
+    return path.parent.name  # begins with the UTC time at which it was made
+
+
+class _Bench(msgspec.Struct):
+    runs: list[str]
+
+
 def _but_for_cell(config: RunConfig) -> RunConfig:
-    # A server with its own delay per cell also has its own options and address.
-    return msgspec.structs.replace(config, delay_ms=None, concurrency=0, target="", label="", server_options=[])
+    return msgspec.structs.replace(config, delay_ms=None, concurrency=0, target="", label="")
 
 
 def wer_change(before: Cell, after: Cell) -> Difference:
     """WER of ``after`` less that of ``before`` over the utterances both have, with a paired 95 % interval."""
     a, b = utterance_counts(before.scored), utterance_counts(after.scored)
-    both = a.join(b, lsuffix="_a", rsuffix="_b", how="inner")
+    both = a.merge(b, left_index=True, right_index=True, suffixes=("_a", "_b"))
     blocks = before.bootstrap_blocks([str(name) for name in both.index], [str(name) for name in both["speaker_a"]])
     columns = [[float(value) for value in both[name]] for name in ("errors_a", "errors_b", "words_a")]
-    return statistics.paired_wer_difference(columns[0], columns[1], columns[2], blocks, Bootstrap(before.run.config.seed))
+    return statistics.paired_wer_difference(
+        columns[0], columns[1], columns[2], blocks, Bootstrap(before.run.config.seed)
+    )
 
 
 def utterance_counts(scored: pd.DataFrame) -> pd.DataFrame:
     """Errors and reference words per utterance with speech; the mean of its repetitions where it was replayed several times."""
     speech = scored[scored["reference_words"] > 0]
     errors = speech["substitutions"] + speech["deletions"] + speech["insertions"]
-    table = speech[["utterance", "speaker"]].assign(errors=errors, words=speech["reference_words"], speaker=speech["speaker"].fillna(""))
-    return table.groupby("utterance").agg(errors=("errors", "mean"), words=("words", "mean"), speaker=("speaker", "first"))
+    table = speech[["utterance", "speaker"]].assign(
+        errors=errors, words=speech["reference_words"], speaker=speech["speaker"].fillna("")
+    )
+    return table.groupby("utterance").agg(
+        errors=("errors", "mean"), words=("words", "mean"), speaker=("speaker", "first")
+    )
 
 
 def speaker_wer(cell: Cell, speaker: str) -> Estimate:
@@ -177,10 +207,8 @@ def wer_by_delay(cells: Sequence[Cell]) -> list[tuple[Mark, list[Point]]]:
 def curve(cell: Cell, name: str, nominal: bool = False) -> Curve:
     """One latency as a distribution: word latencies with a value per word, all others with one per stream."""
     measured = cell.scores.latency.get(name)
-    if name in PER_WORD:
-        values = np.concatenate([*cell.scored[PER_WORD[name]], np.empty(0)])
-    else:
-        values = cell.scored[name].to_numpy(float)
+    pooled = [*cell.scored[PER_WORD[name]], np.empty(0)] if name in PER_WORD else [cell.scored[name].to_numpy(float)]
+    values = np.concatenate(pooled)
     finite = values[np.isfinite(values)]
     beyond = len(values) - len(finite) if measured is None else measured.missing
     return Curve(cell.mark, finite, measured, cell.delay_seconds if nominal else None, beyond)
@@ -190,12 +218,19 @@ PER_WORD = {"word_emission_latency": "word_emission_latencies", "word_finality_l
 
 
 def lag_lines(cell: Cell, most: int = figures.LINES_DRAWN) -> list[Line]:
-    """Transcript lag over the time since the stream's start, for at most so many scored streams, evenly picked."""
+    """Transcript lag whenever new words came, over the time since the stream's start, for at most so many streams evenly picked.
+
+    Where the audio ended with words still missing, the last point is the lag at that end.
+    """
     streams = [record for record in store.iter_records(cell.folder) if record.scored and record.outcome is Outcome.OK]
     lines = []
-    picked = np.unique(np.linspace(0, len(streams) - 1, most).round().astype(int)) if len(streams) > most else range(len(streams))
+    picked = (
+        np.unique(np.linspace(0, len(streams) - 1, most).round().astype(int))
+        if len(streams) > most
+        else range(len(streams))
+    )
     for record in (streams[index] for index in picked):
-        points = [(lag.seconds, level) for lag in latency.measure(record).lag for level in (lag.before, lag.after) if level is not None]
+        points = [(lag.seconds, lag.before if lag.after is None else lag.after) for lag in latency.measure(record).lag]
         if points:
             x, y = np.array(points, dtype=np.float64).T
             lines.append(Line(x, y))
@@ -211,23 +246,42 @@ def typical_stream(cell: Cell) -> Figure:
     ends, latencies = row["word_end_seconds"], row["word_emission_latencies"]
     seen = np.isfinite(latencies)
     sent = Line(np.array([0.0, row["audio_seconds"]]), np.array([0.0, row["audio_seconds"]]))
-    return figures.one_stream(sent, Line(ends[seen] + latencies[seen], ends[seen]), ends[~seen], f"Utterance {row['utterance']}")
+    return figures.one_stream(
+        sent, Line(ends[seen] + latencies[seen], ends[seen]), ends[~seen], f"Utterance {row['utterance']}"
+    )
 
 
 def error_rates(cells: Sequence[Cell]) -> list[tuple[str, float, float, float]]:
     """Substitutions, deletions and insertions per reference word of each cell that has words."""
     return [
-        (cell.mark.label, *(count / counted.reference_words for count in (counted.substitutions, counted.deletions, counted.insertions)))
+        (cell.mark.label, counted.substitutions / words, counted.deletions / words, counted.insertions / words)
         for cell in cells
-        if (counted := cell.scores.accuracy).reference_words
-    ]  # fmt: skip
+        if (counted := cell.scores.accuracy) and (words := counted.reference_words)
+    ]
+
+
+def lengths_and_rates(cell: Cell) -> tuple[Floats, Floats]:
+    """Seconds of audio and word error rate of each scored utterance with speech, for a scatter plot."""
+    speech = cell.scored[cell.scored["reference_words"] > 0]
+    return speech["audio_seconds"].to_numpy(float), speech["wer"].to_numpy(float)
 
 
 def worst(cell: Cell, most: int) -> pd.DataFrame:
     """The scored utterances with most errors, worst first."""
     frame = cell.scored.assign(errors=lambda rows: rows["substitutions"] + rows["deletions"] + rows["insertions"])
     ranked = frame[frame["errors"] > 0].sort_values(["errors", "wer", "utterance"], ascending=[False, False, True])
-    columns = ["utterance", "speaker", "audio_seconds", "errors", "reference_words", "wer", "outcome", "error", "reference", "hypothesis"]
+    columns = [
+        "utterance",
+        "speaker",
+        "audio_seconds",
+        "errors",
+        "reference_words",
+        "wer",
+        "outcome",
+        "error",
+        "reference",
+        "hypothesis",
+    ]
     return ranked[columns].head(most)
 
 
@@ -245,20 +299,28 @@ def delay_steps(cells: Sequence[Cell]) -> pd.DataFrame:
         change = wer_change(before, after)
         figures_ = {"points": change.value, "low": change.low, "high": change.high, "visible": change.detectable}
         rows.append(
-            {"streams at once": before.run.config.concurrency, "from ms": before.run.config.delay_ms, "to ms": after.run.config.delay_ms}
+            {
+                "streams at once": before.run.config.concurrency,
+                "from ms": before.run.config.delay_ms,
+                "to ms": after.run.config.delay_ms,
+            }
             | {name: None if value is None else round(100 * value, 2) for name, value in figures_.items()}
             | {"n": change.n}
         )
     return pd.DataFrame(rows)
 
 
-def trade(cells: Sequence[Cell], name: str = "word_emission_latency") -> list[tuple[Mark, list[tuple[str, Estimate, Estimate]]]]:
+def trade(
+    cells: Sequence[Cell], name: str = "word_emission_latency"
+) -> list[tuple[Mark, list[tuple[str, Estimate, Estimate]]]]:
     """Median latency and WER of each cell, one series per concurrency, for `figures.trade_off`."""
     series: dict[int, list[tuple[str, Estimate, Estimate]]] = {}
     for cell in cells:
         if name in cell.scores.latency:
             label = "server's delay" if cell.run.config.delay_ms is None else f"{cell.run.config.delay_ms} ms"
-            series.setdefault(cell.run.config.concurrency, []).append((label, cell.scores.latency[name].p50, cell.scores.accuracy.wer))
+            series.setdefault(cell.run.config.concurrency, []).append(
+                (label, cell.scores.latency[name].p50, cell.scores.accuracy.wer)
+            )
     return [(_concurrency_mark(n, i), points) for i, (n, points) in enumerate(sorted(series.items()))]
 
 

@@ -30,7 +30,7 @@ THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
     colour: f"--s{i}" for i, colour in enumerate(SERIES)
 }
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {  # keys as matplotlib spells them
     "svg.fonttype": "none",
     "svg.hashsalt": "earmark",
     "font.size": 10,
@@ -62,8 +62,10 @@ STYLE: dict[str, Any] = {
     "path.simplify": True,
 }
 SIZE = (5.0, 3.3)
-CURVE_POINTS = 400  # an empirical distribution is drawn with at most so many steps: finer is not visible and costs bytes
-LINES_DRAWN = 60  # more streams than that only blacken the plot; the median is taken over all of them
+CURVE_POINTS = (
+    400  # an empirical distribution is drawn with at most so many steps: finer is not visible and costs bytes
+)
+LINES_DRAWN = 60  # streams in one plot; more only blacken it
 Floats = NDArray[np.float64]
 
 
@@ -142,7 +144,9 @@ def rate_by_delay(
     def draw(axes: Axes) -> None:
         if published is not None:
             label, points = published
-            axes.plot(*zip(*points, strict=True), color=MUTED, linewidth=1, marker="x", markersize=4, alpha=0.7, label=label)
+            axes.plot(
+                *zip(*points, strict=True), color=MUTED, linewidth=1, marker="x", markersize=4, alpha=0.7, label=label
+            )
         ticks = set()
         top = 0.0
         for index, (mark, points_of) in enumerate(series):
@@ -160,7 +164,9 @@ def rate_by_delay(
             )  # fmt: skip
             for at, value, above in zip(x, y, high, strict=True):
                 if len(series) == 1:
-                    axes.annotate(f"{value:.1%}", (at, above), (0, 4), textcoords="offset points", ha="center", fontsize=9)
+                    axes.annotate(
+                        f"{value:.1%}", (at, above), (0, 4), textcoords="offset points", ha="center", fontsize=9
+                    )
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
@@ -170,23 +176,29 @@ def rate_by_delay(
         axes.set_xlabel("transcription delay (ms, log scale)")
         axes.set_title(title)
         if len(series) > 1 or published is not None:
-            axes.legend()
+            axes.figure.legend(loc="outside lower center", ncols=2)
 
-    return styled(draw)
+    return styled(draw, (SIZE[0], SIZE[1] + 0.3 * (len(series) > 1 or published is not None)))
 
 
 def error_split(rows: Sequence[tuple[str, float, float, float]], title: str = "What the errors are") -> Figure:
     """Substitutions, deletions and insertions per reference word, stacked; one row ``(label, S, D, I)`` per cell."""
 
     def draw(axes: Axes) -> None:
-        y = np.arange(len(rows))
+        y = np.arange(len(rows), dtype=float)
         left = np.zeros(len(rows))
-        kinds = ((1, "substituted", SERIES[0], ""), (2, "deleted", SERIES[1], "////"), (3, "inserted", SERIES[2], "...."))
+        kinds = (
+            (0, "substituted", SERIES[0], ""),
+            (1, "deleted", SERIES[1], "////"),
+            (2, "inserted", SERIES[2], "...."),
+        )
         for column, name, colour, hatch in kinds:
-            width = np.array([float(row[column]) for row in rows])  # type: ignore[arg-type]
-            axes.barh(y, width, left=left, height=0.62, color=colour, hatch=hatch, edgecolor=PAPER, linewidth=0.5, label=name)
+            width = np.array([(row[1], row[2], row[3])[column] for row in rows])
+            axes.barh(
+                y, width, left=left, height=0.62, color=colour, hatch=hatch, edgecolor=PAPER, linewidth=0.5, label=name
+            )
             for at, start, value in zip(y, left, width, strict=True):
-                if value > 0.18 * max(sum(row[1:]) for row in rows):
+                if value > 0.18 * max(s + d + i for _, s, d, i in rows):
                     axes.text(
                         start + value / 2, at, f"{value:.1%}", ha="center", va="center", fontsize=9, color=INK,
                         bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5, "alpha": 0.9},
@@ -216,20 +228,20 @@ def distribution(curves: Sequence[Curve], title: str, xlabel: str = "seconds") -
                 label=f"{curve.mark.label} (n = {len(curve.values)})",
             )  # fmt: skip
             if curve.nominal is not None:
-                axes.axvline(curve.nominal, color=curve.mark.colour, linewidth=0.9, alpha=0.55, linestyle=(0, (1, 2)))
+                axes.axvline(curve.nominal, color=curve.mark.colour, linewidth=1.1, alpha=0.85, linestyle=(0, (1, 2)))
             for quantile, share in (("p50", 0.5), ("p95", 0.95)):
                 _whisker(axes, curve, getattr(curve.quantiles, quantile, None), share)
-        if drawn:
-            _quantile_window(axes, drawn)
+        beyond = _quantile_window(axes, drawn) if drawn else ""
         axes.set_ylim(0, 1.02)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 0.95])
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlabel(xlabel)
+        axes.set_xlabel(f"{xlabel} ({beyond})" if beyond else xlabel)
         axes.set_title(title)
         if drawn:
-            axes.figure.legend(loc="outside lower center", ncols=min(3, len(drawn)), handlelength=2.6)
+            axes.figure.legend(loc="outside lower center", ncols=columns, handlelength=2.4, columnspacing=1.4)
 
-    return styled(draw, (SIZE[0], SIZE[1] + 0.22 * (-(-len(drawn) // 3))))
+    columns = max(1, min(3, 92 // (14 + max((len(curve.mark.label) + 8 for curve in drawn), default=1))))
+    return styled(draw, (SIZE[0], SIZE[1] + 0.22 * (-(-len(drawn) // columns))))
 
 
 def _steps(values: Floats, beyond: int) -> tuple[Floats, Floats]:
@@ -246,23 +258,35 @@ def _whisker(axes: Axes, curve: Curve, estimate: Estimate | None, share: float) 
         return
     height = share * len(curve.values) / (len(curve.values) + curve.beyond)
     if estimate.low is not None and estimate.high is not None:
-        axes.plot([estimate.low, estimate.high], [height, height], color=curve.mark.colour, linewidth=3.2, alpha=0.45, zorder=3)
+        axes.plot(
+            [estimate.low, estimate.high],
+            [height, height],
+            color=curve.mark.colour,
+            linewidth=3.2,
+            alpha=0.45,
+            zorder=3,
+        )
     axes.plot([estimate.value], [height], "o", color=curve.mark.colour, markeredgecolor=PAPER, markersize=6, zorder=4)
 
 
-def _quantile_window(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Ends the axis a little beyond the slowest p99: one stray value would press everything else against the left edge."""
+def _quantile_window(axes: Axes, curves: Sequence[Curve]) -> str:
+    """Ends the axis a little beyond the slowest p99, and says what lies outside.
+
+    One stray value would press everything else against the left edge.
+    """
     low = min(float(np.quantile(curve.values, 0.005)) for curve in curves)
     high = max(float(np.quantile(curve.values, 0.99)) for curve in curves)
     nominal = [curve.nominal for curve in curves if curve.nominal is not None]
     low, high = min([low, *nominal]), max([high, *nominal])
     pad = 0.06 * (high - low) or 0.1
     axes.set_xlim(low - pad, high + pad)
-    outside = sum(int((curve.values > high + pad).sum()) for curve in curves)
-    if outside:
-        note = f"{outside} beyond the axis, slowest {max(float(curve.values.max()) for curve in curves):.2f} s"
-        axes.annotate(note, (1, 0.955), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-                      ha="right", fontsize=8, color=MUTED)  # fmt: skip
+    outside = [curve.values[curve.values > high + pad] for curve in curves]
+    count = sum(len(values) for values in outside)
+    return (
+        f"{count} beyond the axis, up to {max(float(values.max(initial=0)) for values in outside):.2f} s"
+        if count
+        else ""
+    )
 
 
 def quantile_rows(rows: Sequence[tuple[Mark, Distribution]], title: str, xlabel: str = "seconds") -> Figure:
@@ -275,10 +299,16 @@ def quantile_rows(rows: Sequence[tuple[Mark, Distribution]], title: str, xlabel:
                 if estimate.value is None:
                     continue
                 if estimate.low is not None and estimate.high is not None:
-                    axes.plot([estimate.low, estimate.high], [at + offset] * 2, color=mark.colour, linewidth=3, alpha=0.4)
+                    axes.plot(
+                        [estimate.low, estimate.high], [at + offset] * 2, color=mark.colour, linewidth=3, alpha=0.4
+                    )
                 hollow = estimate.low is None
                 axes.plot(
-                    [estimate.value], [at + offset], symbol, color=mark.colour, markerfacecolor=PAPER if hollow else mark.colour
+                    [estimate.value],
+                    [at + offset],
+                    symbol,
+                    color=mark.colour,
+                    markerfacecolor=PAPER if hollow else mark.colour,
                 )
         for symbol, name in (("o", "p50"), ("s", "p95"), ("D", "p99")):
             axes.plot([], [], symbol, color=MUTED, label=name)
@@ -298,12 +328,11 @@ def lag_over_time(lines: Sequence[Line], mark: Mark, title: str, nominal: float 
     """Transcript lag of every stream, thin, and their median, thick, over the audio sent."""
 
     def draw(axes: Axes) -> None:
-        step = max(1, -(-len(lines) // LINES_DRAWN))
-        for line in lines[::step]:
-            axes.plot(line.x, line.y, color=mark.colour, linewidth=0.6, alpha=0.28)
+        for line in lines:
+            axes.plot(line.x, line.y, color=mark.colour, linewidth=0.7, alpha=0.32)
         grid, median, count = median_line(lines)
         if len(grid):
-            axes.plot(grid, median, color=INK, linewidth=2, label=f"median of {len(lines)} streams")
+            axes.plot(grid, median, color=INK, linewidth=2, label=f"median of {len(lines)}")
         if nominal is not None:
             axes.axhline(nominal, color=mark.colour, linewidth=1.1, linestyle=(0, (1, 2)), label=f"delay {nominal:g} s")
         if count:
@@ -318,7 +347,7 @@ def lag_over_time(lines: Sequence[Line], mark: Mark, title: str, nominal: float 
 
 
 def median_line(lines: Sequence[Line], bins: int = 60) -> tuple[Floats, Floats, int]:
-    """Median over streams at each of ``bins`` times, where at least three streams (or all, if fewer) are still going."""
+    """Median over streams at each of ``bins`` times, as long as a fifth of them and three (or all, if fewer) are going."""
     alive = [line for line in lines if len(line.x)]
     if not alive:
         return np.empty(0), np.empty(0), 0
@@ -327,7 +356,7 @@ def median_line(lines: Sequence[Line], bins: int = 60) -> tuple[Floats, Floats, 
     for row, line in zip(table, alive, strict=True):
         inside = (grid >= line.x[0]) & (grid <= line.x[-1])
         row[inside] = np.interp(grid[inside], line.x, line.y)
-    enough = (~np.isnan(table)).sum(axis=0) >= min(3, len(alive))
+    enough = (~np.isnan(table)).sum(axis=0) >= min(len(alive), max(3, len(alive) / 5))
     return grid[enough], np.nanmedian(table[:, enough], axis=0), len(alive)
 
 
@@ -339,7 +368,9 @@ def one_stream(sent: Line, shown: Line, missed: Floats, title: str) -> Figure:
         axes.hlines(shown.y, shown.y, shown.x, color=SERIES[0], linewidth=0.8, alpha=0.5)
         axes.plot(shown.x, shown.y, "o", color=SERIES[0], markersize=4.5, label="word shown")
         if len(missed):
-            axes.plot(missed, missed, "x", color=SERIES[1], markersize=6, markeredgewidth=1.8, label="word never recognised")
+            axes.plot(
+                missed, missed, "x", color=SERIES[1], markersize=6, markeredgewidth=1.8, label="word never recognised"
+            )
         axes.set_xlabel("time since the planned start (s)")
         axes.set_ylabel("place in the audio (s)")
         axes.set_title(title)
@@ -348,25 +379,27 @@ def one_stream(sent: Line, shown: Line, missed: Floats, title: str) -> Figure:
     return styled(draw)
 
 
-def trade_off(series: Sequence[tuple[Mark, Sequence[tuple[str, Estimate, Estimate]]]], title: str, xlabel: str) -> Figure:
+def trade_off(
+    series: Sequence[tuple[Mark, Sequence[tuple[str, Estimate, Estimate]]]], title: str, xlabel: str
+) -> Figure:
     """Error rate against a latency, each ``(label, latency, rate)`` with both intervals: lower left is better."""
 
     def draw(axes: Axes) -> None:
         reach = [0.0]
         for mark, points in series:
-            known = [(label, x, y) for label, x, y in points if x.value is not None and y.value is not None]
-            axes.plot([x.value for _, x, _ in known], [y.value for _, _, y in known], color=mark.colour, linestyle=mark.dash,
-                      linewidth=1, alpha=0.6, marker="o", label=mark.label)  # fmt: skip
-            for label, x, y in known:
+            at = [(x.value, y.value) for _, x, y in points if x.value is not None and y.value is not None]
+            axes.plot(*zip(*at, strict=True), color=mark.colour, linestyle=mark.dash, linewidth=1, alpha=0.6, marker="o", label=mark.label)
+            for label, x, y in points:
+                if x.value is None or y.value is None:
+                    continue
                 if x.low is not None and x.high is not None:
                     axes.plot([x.low, x.high], [y.value] * 2, color=mark.colour, linewidth=1.6)
                 if y.low is not None and y.high is not None:
                     axes.plot([x.value] * 2, [y.low, y.high], color=mark.colour, linewidth=1.6)
-                axes.annotate(label, (x.value or 0.0, y.value or 0.0), (6, 5), textcoords="offset points", fontsize=9)
-                reach.append(y.high or y.value or 0.0)
+                axes.annotate(label, (x.value, y.value), (6, 5), textcoords="offset points", fontsize=9)
+                reach.append(y.high or y.value)
         axes.set_ylim(0, max(reach) * 1.15 or 1)
-        axes.set_xlim(left=0)
-        axes.margins(x=0.12)
+        axes.set_xlim(0, axes.get_xlim()[1] * 1.1)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel(xlabel)
         axes.set_ylabel("word error rate")
@@ -383,7 +416,9 @@ def load_over_time(sources: Sequence[tuple[str, Line]], title: str, ylabel: str)
     def draw(axes: Axes) -> None:
         peak = 0.0
         for index, (name, line) in enumerate(sources):
-            axes.plot(line.x, line.y, color=SERIES[index % len(SERIES)], linestyle=DASHES[index % len(DASHES)], label=name)
+            axes.plot(
+                line.x, line.y, color=SERIES[index % len(SERIES)], linestyle=DASHES[index % len(DASHES)], label=name
+            )
             peak = max(peak, float(np.max(line.y, initial=0.0)))
         axes.set_ylim(0, peak * 1.15 or 1)
         axes.set_xlabel("time in the run (s)")
@@ -394,12 +429,13 @@ def load_over_time(sources: Sequence[tuple[str, Line]], title: str, ylabel: str)
     return styled(draw, (SIZE[0], 2.7))
 
 
-def scatter(series: Sequence[tuple[Mark, Floats, Floats]], title: str, xlabel: str, ylabel: str) -> Figure:
-    """One dot per utterance."""
+def rates(series: Sequence[tuple[Mark, Floats, Floats]], title: str, xlabel: str, ylabel: str) -> Figure:
+    """One dot per utterance: a rate over something."""
 
     def draw(axes: Axes) -> None:
         for mark, x, y in series:
             axes.plot(x, y, "o", color=mark.colour, alpha=0.65, markersize=4, markeredgewidth=0, label=mark.label)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.set_title(title)
@@ -417,13 +453,24 @@ def svg(figure: Figure, name: str, label: str) -> str:
     text = drawn.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{_escaped(label)}">', text, count=1)
+    text = re.sub(
+        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>',
+        rf'<svg viewBox="\1" role="img" aria-label="{_escaped(label)}">',
+        text,
+        count=1,
+    )
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'url\(#([^)]+)\)|xlink:href="#([^"]+)"', lambda m: _reference(m, name), text)
-    text = re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), text)
+    text = re.sub(
+        r"<[^>]+>", lambda tag: re.sub(r"-?\d+\.\d{3,}", _two_digits, tag[0]), text
+    )  # coordinates, never labels
     for colour, variable in THEME.items():
         text = text.replace(colour, f"var({variable})")
     return re.sub(r"\n\s*", "\n", text)
+
+
+def _two_digits(match: re.Match[str]) -> str:
+    return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
 
 
 def _reference(match: re.Match[str], name: str) -> str:

@@ -7,7 +7,13 @@ from collections.abc import Iterable, Sequence
 from harness.cells import Cell, delay_pairs, wer_change
 from harness.statistics import Difference
 from harness.store import Run
-from harness.wording import bracketed, interval_points, interval_seconds, percent, percent_with_interval, seconds, signed_points
+from harness.wording import (
+    interval_points,
+    percent,
+    percent_with_interval,
+    seconds,
+    signed_points,
+)
 
 
 def headline(cells: Sequence[Cell]) -> str:
@@ -46,16 +52,18 @@ def _headline_of_many(cells: Sequence[Cell]) -> str:
         rates = [cell.scores.accuracy.wer.value for cell in cells if cell.scores.accuracy.wer.value is not None]
         spread = f"{percent(min(rates))} to {percent(max(rates))}" if rates else "unknown"
         parts.append(f"{subject(cells)} {at_delay(first)}: WER {spread}")
-    p50, p95 = (
-        [getattr(cell.scores.latency["word_emission_latency"], name).value for cell in cells if "word_emission_latency" in cell.scores.latency]
-        for name in ("p50", "p95")
-    )  # fmt: skip
+    words = [word for cell in cells if (word := cell.scores.latency.get("word_emission_latency")) is not None]
+    p50, p95 = [word.p50.value for word in words], [word.p95.value for word in words]
     if p50 and None not in p50:
         parts.append(f"the median recognised word is shown after {seconds(min(p50))} to {seconds(max(p50))}")
         if None not in p95:
             parts[-1] += f" (95 % within {seconds(min(p95))} to {seconds(max(p95))})"
     concurrencies = sorted({cell.run.config.concurrency for cell in cells})
-    streams = " and ".join(str(n) for n in concurrencies) if len(concurrencies) < 3 else f"{concurrencies[0]} to {concurrencies[-1]}"
+    streams = (
+        " and ".join(str(n) for n in concurrencies)
+        if len(concurrencies) < 3
+        else f"{concurrencies[0]} to {concurrencies[-1]}"
+    )
     parts.append(f"{streams} stream{'s' if concurrencies != [1] else ''} at once, {errors_said(cells)}")
     parts.append(soundness(cells))
     return "; ".join(parts) + "."
@@ -73,7 +81,9 @@ def _what_delay_buys(cells: Sequence[Cell]) -> str:
         change = wer_change(before, after)
         points = f"{signed_points(change.value)} {interval_points(change)}"
         clear = "" if _direction(change) else ", not distinguishable from none"
-        steps.append(f"{before.run.config.delay_ms} → {after.run.config.delay_ms} ms changes the WER by {points} points{clear}")
+        steps.append(
+            f"{before.run.config.delay_ms} → {after.run.config.delay_ms} ms changes the WER by {points} points{clear}"
+        )
     return "Same utterances compared: " + "; ".join(steps) + "." if steps else "No two cells differ in the delay alone."
 
 
@@ -88,14 +98,20 @@ def _concentration(cells: Sequence[Cell]) -> Iterable[str]:
 
 
 def _excess(cells: Sequence[Cell]) -> Iterable[str]:
-    values = [d.p50.value for cell in cells if (d := cell.scores.latency.get("excess_latency")) and d.p50.value is not None]
+    values = [
+        d.p50.value for cell in cells if (d := cell.scores.latency.get("excess_latency")) and d.p50.value is not None
+    ]
     if values:
         cost = _span([value * 1000 for value in values], " ms")
         yield f"Beyond the transcription delay itself, serving, network and packets cost {cost} at the median stream."
 
 
 def _missing(cells: Sequence[Cell]) -> Iterable[str]:
-    shares = [cell.scores.counts["unmatched_words"] / words for cell in cells if (words := cell.scores.counts.get("timed_words"))]
+    shares = [
+        cell.scores.counts["unmatched_words"] / words
+        for cell in cells
+        if (words := cell.scores.counts.get("timed_words"))
+    ]
     if shares and max(shares) > 0:
         missed = _span([share * 100 for share in shares], " %")
         yield f"{missed} of the words were never recognised: they have no latency, and no latency figure speaks for them."
@@ -104,7 +120,8 @@ def _missing(cells: Sequence[Cell]) -> Iterable[str]:
 def _stalls(cells: Sequence[Cell]) -> Iterable[str]:
     stalls = sum(cell.scores.counts.get("stalls", 0) for cell in cells)
     if stalls:
-        yield f"In {stalls:.0f} places the transcript stood still for more than 2 s beyond the delay while words were spoken."
+        places = f"{stalls:.0f} place{'s' if stalls != 1 else ''}"
+        yield f"In {places} the transcript stood still for more than 2 s beyond the delay while words were spoken."
 
 
 def _falling_behind(cells: Sequence[Cell]) -> Iterable[str]:
@@ -127,22 +144,26 @@ def _direction(change: Difference) -> str:
 
 
 def subject(cells: Sequence[Cell]) -> str:
+    """What ran on what."""
     engines = dict.fromkeys(cell.run.config.engine for cell in cells)
     datasets = dict.fromkeys(cell.run.config.dataset for cell in cells)
     return f"{' and '.join(engines)} on {' and '.join(datasets)}"
 
 
 def at_delay(cell: Cell) -> str:
+    """The delay in force, for use behind a figure."""
     delay = cell.delay_seconds
     return "at the server's own delay" if delay is None else f"at {delay * 1000:.0f} ms"
 
 
 def streams_at_once(run: Run) -> str:
+    """The concurrency in words."""
     n = run.config.concurrency
     return "one stream at a time" if n == 1 else f"{n} streams at once"
 
 
 def errors_said(cells: Sequence[Cell]) -> str:
+    """How many streams, and how many of them failed."""
     streams = sum(cell.scores.streams for cell in cells)
     failed = sum(cell.scores.outcomes.get(name, 0) for cell in cells for name in ("failed", "rejected"))
     utterances = "utterance" if streams == 1 else "utterances"
@@ -150,6 +171,7 @@ def errors_said(cells: Sequence[Cell]) -> str:
 
 
 def soundness(cells: Sequence[Cell]) -> str:
+    """Whether the figures may be quoted."""
     bad = [cell for cell in cells if not cell.sound]
     if not bad:
         return "valid" if len(cells) == 1 else f"all {len(cells)} cells valid"

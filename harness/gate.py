@@ -13,12 +13,14 @@ import msgspec
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from rich import box
 from rich.table import Table
 from rich.text import Text
 from scipy.stats import norm
 
 from harness import statistics, store
-from harness.score import Scores
+from harness.cells import read_utterances
+from harness.score import Scores, read_scores
 from harness.statistics import RESAMPLES, Bootstrap, Difference
 from harness.store import Run
 
@@ -31,7 +33,7 @@ FEWEST_PAIRS = 6  # below, not even the most extreme outcome of a signed-rank te
 # A cell of the baseline is compared with the candidate that has the same coordinates ...
 COORDINATES = ("protocol", "concurrency", "delay_ms", "packet_ms", "speed", "arrival")
 # ... and these must agree as well: figures of another corpus, normaliser or engine say nothing about a change.
-IDENTITY = ("engine", "dataset", "corpus_sha256", "normaliser")
+IDENTITY = ("engine", "dataset", "corpus_sha256", "normaliser", "normaliser_sha256")
 # These may differ, since a change is what a gate is for, but whoever reads the verdict should know.
 REMARKED = ("model", "server_options", "seed", "machine")
 
@@ -57,6 +59,7 @@ class Tolerance(msgspec.Struct, frozen=True):
 # On a machine of one's own: latencies of the same build repeat to a few ten milliseconds.
 TOLERANCES: dict[str, Tolerance] = {
     "wer": Tolerance(0.015),
+    "cer": Tolerance(0.015),
     "hallucinated_words_per_minute": Tolerance(1.0, 0.10),
     "first_token": Tolerance(0.05, 0.10),
     "word_p50": Tolerance(0.05, 0.10),
@@ -77,13 +80,14 @@ PROFILES: dict[str, dict[str, Tolerance]] = {"own-machine": TOLERANCES, "shared-
 
 METRICS: dict[str, tuple[str, str]] = {  # name -> what to call it, its unit
     "wer": ("WER", "points"),
+    "cer": ("CER", "points"),
     "hallucinated_words_per_minute": ("hallucinated words", "/min"),
-    "errors": ("failed streams", "streams"),
+    "errors": ("failed streams", "points"),
     "first_token": ("first token", "s"),
     "word_p50": ("word latency p50", "s"),
     "word_p95": ("word latency p95", "s"),
     "time_to_final": ("time to final", "s"),
-    "time_to_final_tail": ("time to final, p95 of streams", "s"),
+    "time_to_final_tail": ("p95 of time to final", "s"),
 }
 LATENCIES = {  # name -> column of utterances.parquet
     "first_token": "first_token_from_onset",
@@ -116,6 +120,8 @@ class CellRecord(msgspec.Struct, frozen=True):
     dataset: str
     corpus_sha256: str
     normaliser: str
+    normaliser_sha256: str
+    counted: str  # "words", or "characters" in languages whose headline is the character error rate
     server_options: list[str]
     seed: int
     machine: str
@@ -127,8 +133,8 @@ class CellRecord(msgspec.Struct, frozen=True):
     utterances: list[str]
     speakers: list[str]
     audio_seconds: list[float]
-    reference_words: list[float]
-    substitutions: list[float]
+    reference: list[float]  # how many of what is counted
+    substitutions: list[float]  # all errors, where characters are counted
     deletions: list[float]
     insertions: list[float]
     hallucinated: list[float]
@@ -137,14 +143,14 @@ class CellRecord(msgspec.Struct, frozen=True):
     @property
     def label(self) -> str:
         delay = "server's delay" if self.delay_ms is None else f"{self.delay_ms} ms"
-        return f"{self.protocol}, {delay}, {self.concurrency} at once"
+        return f"{self.protocol} {delay} ×{self.concurrency}"
 
     def frame(self) -> pd.DataFrame:
         """The columns as a frame over utterances."""
         columns = {
             "speaker": self.speakers,
             "minutes": np.array(self.audio_seconds, dtype=float) / 60,
-            "words": self.reference_words,
+            "reference": self.reference,
             "errors": np.array(self.substitutions) + np.array(self.deletions) + np.array(self.insertions),
             "hallucinated": self.hallucinated,
         } | {name: np.array(values, dtype=float) for name, values in self.latencies.items()}
@@ -225,19 +231,29 @@ class GateResult:
 
     def table(self) -> Table:
         """For the terminal."""
-        table = Table(title=self.sentence(), title_justify="left", header_style="bold", pad_edge=False)
+        title = "CANNOT COMPARE" if self.refused else self.sentence()
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         if self.refused:
             table.add_column("why nothing was compared")
             for reason in self.refused:
                 table.add_row(Text(reason))
             return table
-        for name in HEAD:
-            table.add_column(name, justify="left" if name in ("cell", "metric", "verdict", "remark") else "right")
+        for name in HEAD[1:]:
+            left = name in ("metric", "verdict", "remark")
+            table.add_column(name, justify="left" if left else "right", no_wrap=name != "remark")
         colours = {Verdict.WORSE: "bold red", Verdict.BETTER: "green", Verdict.CANNOT_TELL: ""}
-        for judged in self.judged:
-            *cells, verdict, remark = _row(judged)
-            table.add_row(*(Text(cell) for cell in cells), Text(verdict, style=colours[judged.verdict]), Text(remark))
-        table.caption = "\n".join([*self.notes, *self.caveats]) or None
+        for cell in dict.fromkeys(judged.test.cell for judged in self.judged):
+            table.add_row(Text(cell, style="bold"))
+            for judged in self.judged:
+                if judged.test.cell == cell:
+                    _, *figures, verdict, remark = _row(judged)
+                    table.add_row(
+                        *(Text(figure) for figure in figures),
+                        Text(verdict, style=colours[judged.verdict]),
+                        Text(remark),
+                    )
+        explanation = "sees: the smallest true change that would fail here four times out of five; above 0 is worse"
+        table.caption = "\n".join([explanation, *self.notes, *self.caveats])
         table.caption_justify = "left"
         return table
 
@@ -246,15 +262,18 @@ class GateResult:
         lines = ["# Gate", "", f"**{self.sentence()}**", ""]
         if self.judged:
             lines += [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
-            lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in _row(judged)) + " |" for judged in self.judged]
+            lines += [
+                "| " + " | ".join(cell.replace("|", "\\|") for cell in _row(judged)) + " |" for judged in self.judged
+            ]
             lines += ["", EXPLANATION, ""]
         lines += [f"- {note}" for note in (*self.notes, *self.caveats)]
         return "\n".join(lines).rstrip() + "\n"
 
 
-HEAD = ("cell", "metric", "baseline", "candidate", "change [95 %]", "tolerated", "n", "would see", "verdict", "remark")
+PERCENT = ("wer", "cer", "errors")
+HEAD = ("cell", "metric", "before", "now", "change [95 %]", "allowed", "n", "sees", "verdict", "remark")
 EXPLANATION = (
-    "A metric fails only when its change is significant (5 % over all tests, Holm) and larger than what is tolerated. `would see` is the "
+    "A metric fails only when its change is significant (5 % over all tests, Holm) and larger than what is allowed. `sees` is the "
     "smallest true change that fails this gate four times out of five. Above 0 is worse."
 )
 
@@ -303,11 +322,14 @@ def judge(
         tests = [test for old, new in pairs for test in _tests(old, new, allowed, bootstrap)]
     except GateError as error:
         return GateResult(refused=[str(error)])
-    adjusted = statistics.holm([test.p for test in tests])
+    # Failures are counted, not tested: they take no part in the correction.
+    tested = iter(statistics.holm([test.p for test in tests if test.metric != "errors"]))
+    adjusted = [test.p if test.metric == "errors" else next(tested) for test in tests]
+    count = sum(test.metric != "errors" for test in tests)
     notes = dict.fromkeys(note for old, new in pairs for note in _differences(old, new))
     extra = len(candidates) - len({id(new) for _, new in pairs})
     return GateResult(
-        judged=[_judged(test, p, len(tests)) for test, p in zip(tests, adjusted, strict=True)],
+        judged=[_judged(test, p, count) for test, p in zip(tests, adjusted, strict=True)],
         notes=[*notes, *([f"{extra} candidate cells are not in the baseline and were left out"] if extra > 0 else [])],
         caveats=list(dict.fromkeys(cell.caveat for _, cell in pairs if cell.caveat)),
     )
@@ -318,12 +340,21 @@ def judge(
 
 def record(run: Run, scores: Scores, utterances: pd.DataFrame) -> CellRecord:
     """What a baseline keeps of one run."""
-    config, scored = run.config, utterances[utterances["scored"].astype(bool)]
+    config, scored = run.config, utterances[utterances["scored"]]
     non_speech = scored["reference_words"] == 0
-    counts = ["reference_words", "substitutions", "deletions", "insertions"]
-    kept = scored.assign(hallucinated=scored["insertions"].where(non_speech, 0.0))
-    kept.loc[non_speech, "insertions"] = 0.0  # counted as hallucinated words per minute, not in a rate without a denominator
-    numbers = [*counts, "hallucinated", "audio_seconds", *LATENCIES.values()]
+    # What is heard in silence counts as words per minute, not in a rate that has no word to divide it by.
+    kept = scored.assign(hallucinated=scored["insertions"].where(non_speech, 0.0), reference=scored["reference_words"])
+    kept.loc[non_speech, "insertions"] = 0.0
+    by_character = scores.accuracy.headline == "cer"
+    if by_character:
+        kept = kept.assign(
+            reference=kept["reference_characters"],
+            substitutions=kept["character_errors"],
+            deletions=0.0,
+            insertions=0.0,
+        )
+        kept.loc[non_speech, "substitutions"] = 0.0
+    numbers = [*COUNTS, *LATENCIES.values()]
     means = kept.groupby("utterance", sort=True)[numbers].mean()
     speakers = kept.groupby("utterance", sort=True)["speaker"].first().fillna("")
     in_force = utterances["delay_ms_in_force"].dropna()
@@ -332,20 +363,38 @@ def record(run: Run, scores: Scores, utterances: pd.DataFrame) -> CellRecord:
         **{name: getattr(config, name) for name in ("protocol", "concurrency", "delay_ms", "packet_ms", "arrival")},
         delay_ms_in_force=float(in_force.median()) if len(in_force) else None,
         speed=config.speed if math.isfinite(config.speed) else "inf",
-        **{name: getattr(config, name) for name in ("engine", "model", "dataset", "corpus_sha256", "normaliser", "seed", "caveat")},
+        **{
+            name: getattr(config, name)
+            for name in ("engine", "model", "dataset", "corpus_sha256", "normaliser", "seed", "caveat")
+        },
         server_options=list(config.server_options),
         machine=str(run.environment.get("cpu") or run.environment.get("machine") or ""),
+        counted="characters" if by_character else "words",
+        normaliser_sha256=scores.accuracy.normaliser_sha256,
         block=scores.block,
         streams=len(utterances),
         failed_streams=int((utterances["outcome"] != "ok").sum()),
         scores={"wer": scores.accuracy.wer.value}
-        | {f"{name}_{q}": getattr(latency, q).value for name, latency in scores.latency.items() for q in ("p50", "p95")},
+        | {
+            f"{name}_{q}": getattr(latency, q).value for name, latency in scores.latency.items() for q in ("p50", "p95")
+        },
         utterances=[str(name) for name in means.index],
         speakers=[str(name) for name in speakers],
         latencies={name: _kept(means[column]) for name, column in LATENCIES.items()},
-        audio_seconds=[round(float(value), 3) for value in means["audio_seconds"]],
-        **{name: [round(float(value), 4) for value in means[name]] for name in [*counts, "hallucinated"]},
+        audio_seconds=_rounded(means["audio_seconds"]),
+        reference=_rounded(means["reference"]),
+        substitutions=_rounded(means["substitutions"]),
+        deletions=_rounded(means["deletions"]),
+        insertions=_rounded(means["insertions"]),
+        hallucinated=_rounded(means["hallucinated"]),
     )
+
+
+COUNTS = ("audio_seconds", "reference", "substitutions", "deletions", "insertions", "hallucinated")
+
+
+def _rounded(column: pd.Series[float]) -> list[float]:
+    return [round(float(value), 4) for value in column]
 
 
 def _kept(column: pd.Series[float]) -> list[float | None]:
@@ -356,7 +405,7 @@ def _read(folders: Sequence[Path], what: str) -> tuple[list[CellRecord], list[st
     cells, refused = [], []
     for folder in folders:
         try:
-            run, scores = store.read_run(folder), store.read_scores(folder)
+            run, scores, utterances = store.read_run(folder), read_scores(folder), read_utterances(folder)
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             refused.append(f"{what} {folder} cannot be read: {error}")
             continue
@@ -365,7 +414,7 @@ def _read(folders: Sequence[Path], what: str) -> tuple[list[CellRecord], list[st
         elif not scores.valid:
             refused.append(f"{what} {run.id} is invalid: {', '.join(scores.invalid_because) or 'no reason recorded'}")
         else:
-            cells.append(record(run, scores, store.read_utterances(folder)))
+            cells.append(record(run, scores, utterances))
     if not folders:
         refused.append(f"no {what} folder given")
     return pooled(cells), refused
@@ -380,10 +429,10 @@ def pooled(cells: Sequence[CellRecord]) -> list[CellRecord]:
 
 
 def _mean(group: Sequence[CellRecord]) -> CellRecord:
-    columns = ("audio_seconds", "reference_words", "substitutions", "deletions", "insertions", "hallucinated")
     table = pd.concat(
         pd.DataFrame(
-            {name: getattr(cell, name) for name in ("speakers", *columns)} | {k: np.array(v, float) for k, v in cell.latencies.items()},
+            {name: getattr(cell, name) for name in ("speakers", *COUNTS)}
+            | {k: np.array(v, float) for k, v in cell.latencies.items()},
             index=pd.Index(cell.utterances),
         )
         for cell in group
@@ -397,7 +446,7 @@ def _mean(group: Sequence[CellRecord]) -> CellRecord:
         utterances=list(means.index),
         speakers=list(table["speakers"].groupby(level=0, sort=True).first()),
         latencies={name: _kept(means[name]) for name in group[0].latencies},
-        **{name: [float(value) for value in means[name]] for name in columns},
+        **{name: [float(value) for value in means[name]] for name in COUNTS},
     )
 
 
@@ -412,16 +461,21 @@ def _matched(baselines: Sequence[CellRecord], candidates: Sequence[CellRecord]) 
         same = [new for new in candidates if all(getattr(old, name) == getattr(new, name) for name in COORDINATES)]
         exact = [new for new in same if all(getattr(old, name) == getattr(new, name) for name in IDENTITY)]
         if not same:
-            if len(candidates) == 1:
+            if len(candidates) == len(baselines) == 1:
                 raise GateError(_fields_that_differ(old, candidates[0], COORDINATES + IDENTITY))
             there = "; ".join(cell.label for cell in candidates) or "nothing"
             raise GateError(f"no candidate for the baseline's cell ({old.label}); the candidates have: {there}")
         if not exact:
             raise GateError(_fields_that_differ(old, same[0], IDENTITY))
         if len(exact) > 1:
-            raise GateError(f"several candidates for the baseline's cell ({old.label}): {', '.join(new.run for new in exact)}")
+            raise GateError(
+                f"several candidates for the baseline's cell ({old.label}): {', '.join(new.run for new in exact)}"
+            )
         new = exact[0]
-        if None not in (old.delay_ms_in_force, new.delay_ms_in_force) and old.delay_ms_in_force != new.delay_ms_in_force:
+        if (
+            None not in (old.delay_ms_in_force, new.delay_ms_in_force)
+            and old.delay_ms_in_force != new.delay_ms_in_force
+        ):
             raise GateError(_fields_that_differ(old, new, ("delay_ms_in_force",)))
         pairs.append((old, new))
     return pairs
@@ -441,10 +495,13 @@ def _short(value: object) -> str:
 
 
 def _differences(old: CellRecord, new: CellRecord) -> Iterator[str]:
+    alone = len(set(old.utterances) ^ set(new.utterances))
+    if alone:
+        yield f"{old.label}: {alone} utterances were scored in only one of the two runs and are left out"
     for name in REMARKED:
         before, after = getattr(old, name), getattr(new, name)
         if before != after:
-            yield f"{name} differs: {before or 'none'!r} in the baseline, {after or 'none'!r} in the candidate"
+            yield f"{old.label}: {name} differs: {before or 'none'!r} in the baseline, {after or 'none'!r} in the candidate"
 
 
 # --- tests -----------------------------------------------------------------------------------------------------------------
@@ -452,9 +509,15 @@ def _differences(old: CellRecord, new: CellRecord) -> Iterator[str]:
 Floats = NDArray[np.float64]
 
 
-def _tests(old: CellRecord, new: CellRecord, tolerances: Mapping[str, Tolerance], bootstrap: Bootstrap) -> Iterator[Test]:
+def _tests(
+    old: CellRecord, new: CellRecord, tolerances: Mapping[str, Tolerance], bootstrap: Bootstrap
+) -> Iterator[Test]:
     before, after = old.frame(), new.frame()
-    both = before.join(after, how="inner", lsuffix="_a", rsuffix="_b")
+    both = before.merge(after, left_index=True, right_index=True, suffixes=("_a", "_b"))
+    if both.empty:
+        raise GateError(
+            f"the candidate has none of the baseline's utterances scored ({old.label}); was it a complete run?"
+        )
     yield from _accuracy_tests(old, both, tolerances, bootstrap)
     yield _error_test(old, new, tolerances["errors"])
     for name in LATENCIES:
@@ -474,8 +537,12 @@ def _tests(old: CellRecord, new: CellRecord, tolerances: Mapping[str, Tolerance]
 def _accuracy_tests(
     old: CellRecord, both: pd.DataFrame, tolerances: Mapping[str, Tolerance], bootstrap: Bootstrap
 ) -> Iterator[Test]:
-    speech, silence = both[both["words_a"] > 0], both[both["words_a"] == 0]
-    rates = (("wer", speech, "errors", "words_a"), ("hallucinated_words_per_minute", silence, "hallucinated", "minutes_a"))
+    speech, silence = both[both["reference_a"] > 0], both[both["reference_a"] == 0]
+    rate = "cer" if old.counted == "characters" else "wer"
+    rates = (
+        (rate, speech, "errors", "reference_a"),
+        ("hallucinated_words_per_minute", silence, "hallucinated", "minutes_a"),
+    )
     for metric, frame, count, per in rates:
         size = frame[per].to_numpy(float)
         if not size.sum():
@@ -483,7 +550,7 @@ def _accuracy_tests(
         a, b = frame[f"{count}_a"].to_numpy(float), frame[f"{count}_b"].to_numpy(float)
         change = statistics.paired_wer_difference(list(a), list(b), list(size), _blocks(old, frame), bootstrap)
         p = _p(change)
-        if metric == "wer":
+        if metric == rate:
             # The cross-check: where the two tests disagree the larger p counts, so nothing fails on one of them alone.
             p = max(p, _p(statistics.mapsswe(list(a), list(b))))
         base = float(a.sum() / size.sum())
@@ -511,14 +578,18 @@ def _error_test(old: CellRecord, new: CellRecord, tolerance: Tolerance) -> Test:
     return Test(old.label, "errors", new.streams, before, after, change, certain, allowed)
 
 
-def _latency_tests(old: CellRecord, name: str, both: pd.DataFrame, a: Floats, b: Floats, tolerance: Tolerance, bootstrap: Bootstrap) -> Test:
+def _latency_tests(
+    old: CellRecord, name: str, both: pd.DataFrame, a: Floats, b: Floats, tolerance: Tolerance, bootstrap: Bootstrap
+) -> Test:
     """A shift of the middle: of the differences per utterance where most of them pair, else between the two samples."""
     pair = both.dropna(subset=[f"{name}_a", f"{name}_b"])
     paired = len(pair) >= FEWEST_PAIRS and len(pair) >= min(len(a), len(b)) / 2
     if not paired:
         change = statistics.rank_shift(list(a), list(b))
         base = float(np.median(a))
-        return Test(old.label, name, change.n, base, float(np.median(b)), change, _p(change), tolerance.around(base), False)
+        return Test(
+            old.label, name, change.n, base, float(np.median(b)), change, _p(change), tolerance.around(base), False
+        )
     before, after = pair[f"{name}_a"].to_numpy(float), pair[f"{name}_b"].to_numpy(float)
     change = statistics.paired_latency_difference(list(before), list(after), _blocks(old, pair), bootstrap)
     base = float(np.median(before))
@@ -552,13 +623,13 @@ def _judged(test: Test, adjusted: float, tests: int) -> Judged:
 def _why_not(test: Test, significant: bool, seen: float | None) -> str:
     low, high = test.change.low, test.change.high
     if test.metric == "errors":
-        return "no new failures" if not test.change.value else "within tolerance"
+        return "no new failures" if not test.change.value else "within allowed"
     if seen is None or low is None or high is None:
-        return "too few utterances for a verdict"
+        return "too few utterances"
     if significant:
-        return "a real change, within tolerance"
+        return "real, but allowed"
     if -test.tolerance <= low and high <= test.tolerance:
-        return "the same within tolerance"
+        return "within allowed"
     return "not significant"
 
 
@@ -587,28 +658,28 @@ def _told(judged: Judged) -> str:
     name, unit = METRICS[test.metric]
     return (
         f"{name} {_figure(test.baseline, test.metric)} → {_figure(test.candidate, test.metric)} "
-        f"({_change(test)} {unit}; {test.cell})"
+        f"({_change(test)} {unit}, {test.cell})"
     )
 
 
 def _row(judged: Judged) -> list[str]:
     test = judged.test
     name, unit = METRICS[test.metric]
-    scale = 100.0 if test.metric in ("wer", "errors") else 1.0
+    scale = 100.0 if test.metric in PERCENT else 1.0
     unit = "%" if test.metric == "errors" else unit
     symbol = {Verdict.WORSE: "✗", Verdict.BETTER: "✓", Verdict.CANNOT_TELL: "·"}[judged.verdict]
     seen = "-" if judged.seen is None else f"+{judged.seen * scale:.{_digits(test.metric)}f}"
     return [
         test.cell,
-        f"{name} ({unit})" if test.metric != "wer" else name,
+        f"{name} ({unit})" if test.metric not in ("wer", "cer") else name,
         _figure(test.baseline, test.metric),
         _figure(test.candidate, test.metric),
         _change(test),
         f"{test.tolerance * scale:.{_digits(test.metric)}f}",
-        str(test.n) if test.paired else f"{test.n} unpaired",
+        str(test.n),
         seen,
         f"{symbol} {judged.verdict}",
-        judged.remark,
+        judged.remark if test.paired else f"{judged.remark} (unpaired)".strip(),
     ]
 
 
@@ -619,11 +690,17 @@ def _digits(metric: str) -> int:
 def _figure(value: float | None, metric: str) -> str:
     if value is None:
         return "-"
-    return f"{value:.2%}" if metric == "wer" else f"{value:.1%}" if metric == "errors" else f"{value:.{_digits(metric)}f}"
+    return (
+        f"{value:.2%}"
+        if metric in ("wer", "cer")
+        else f"{value:.1%}"
+        if metric == "errors"
+        else f"{value:.{_digits(metric)}f}"
+    )
 
 
 def _change(test: Test) -> str:
-    scale, digits = (100.0 if test.metric in ("wer", "errors") else 1.0), _digits(test.metric)
+    scale, digits = (100.0 if test.metric in PERCENT else 1.0), _digits(test.metric)
     if test.change.value is None:
         return "-"
     value = f"{test.change.value * scale:+.{digits}f}"

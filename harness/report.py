@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
@@ -19,7 +18,21 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import accuracy, figures
-from harness.cells import Cell, curve, error_rates, lag_lines, load, load_lines, published_for, speaker_wer, wer_by_delay, worst
+from harness.cells import (
+    Cell,
+    curve,
+    error_rates,
+    lag_lines,
+    lengths_and_rates,
+    load,
+    load_lines,
+    published_for,
+    speaker_wer,
+    typical_stream,
+    wer_by_delay,
+    worst,
+)
+from harness.figures import Line
 from harness.findings import findings, headline, streams_at_once, subject
 from harness.normalise import Normaliser, normaliser
 from harness.score import Scores
@@ -31,6 +44,7 @@ from harness.wording import (
 
 WORST_SHOWN = 12  # per cell; the rest is in utterances.parquet
 ERRORS_SHOWN = 8
+MOST_PANELS = 6  # cells that get a panel of their own; the table and the shared plots show all
 FAILURES = ("failed", "rejected")
 
 TERMS = {
@@ -51,8 +65,10 @@ TERMS = {
     "stalls": "Gaps without new text longer than 2 s plus the delay while three or more words were spoken.",
     "unstable words": "Words of partial transcripts that were later changed or removed, over the words of the final.",
     "lost tail": "Reference words after the last one recognised correctly.",
-    "transcript lag": "Audio sent less the end of the newest word transcribed. Its slope is the drift: a stream keeps up when that is not above 0.",
-    "pacing": "How late packets left the load generator. Above 20 ms (or half a packet) at p99 the run measures the generator and is invalid.",
+    "transcript lag": "Audio sent less the end of the newest word transcribed. Its slope is the drift: a stream "
+    "keeps up when that is not above 0.",
+    "pacing": "How late packets left the load generator. Above 20 ms (or half a packet) at p99 the run measures "
+    "the generator and is invalid.",
     "streams at once": "How many utterances were in flight at any time.",
     "valid": "The load generator kept its own schedule and the run was scored in full; only valid runs pass a gate.",
 }
@@ -75,7 +91,10 @@ def report(folders: Sequence[Path], out: Path) -> Path:
 def render(cells: Sequence[Cell]) -> str:
     """The page as text."""
     pages = Environment(
-        loader=PackageLoader("harness", "templates"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("harness", "templates"),
+        autoescape=select_autoescape(),
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     css = resources.files("harness").joinpath("templates/report.css").read_text(encoding="utf-8")
     first = cells[0]
@@ -115,11 +134,17 @@ def _banners(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     unfinished = [cell for cell in cells if not cell.scores.complete]
     banners: list[dict[str, Any]] = []
     if invalid:
-        reasons = [f"{_column_label(cell)}: {why}" for cell in invalid for why in cell.scores.invalid_because or ["no reason recorded"]]
+        reasons = [
+            f"{_column_label(cell)}: {why}"
+            for cell in invalid
+            for why in cell.scores.invalid_because or ["no reason recorded"]
+        ]
         advice = "Do not quote these figures; a gate refuses them. Free the machine or lower the concurrency, then run again."
         banners.append({"title": "✗ Invalid run", "advice": advice, "reasons": reasons})
     if unfinished:
-        reasons = [f"{_column_label(cell)}: {cell.scores.streams} streams were scored before it stopped" for cell in unfinished]
+        reasons = [
+            f"{_column_label(cell)}: {cell.scores.streams} streams were scored before it stopped" for cell in unfinished
+        ]
         advice = "The run was interrupted. What is shown covers only the part of the corpus that was replayed."
         banners.append({"title": "✗ Incomplete run", "advice": advice, "reasons": reasons})
     return banners
@@ -150,7 +175,14 @@ def _rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
     def row(name: str, values: list[dict[str, Any] | None], term: str = "", key: bool = False) -> None:
         if any(value is not None for value in values):
-            rows.append({"name": name, "term": TERMS.get(term, ""), "key": key, "values": [value or {"text": "–"} for value in values]})
+            rows.append(
+                {
+                    "name": name,
+                    "term": TERMS.get(term, ""),
+                    "key": key,
+                    "values": [value or {"text": "–"} for value in values],
+                }
+            )
 
     def latency(name: str, label: str, term: str, quantiles: Sequence[str], key: str = "") -> None:
         for quantile in quantiles:
@@ -164,7 +196,10 @@ def _rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     row("substituted / deleted / inserted", [{"text": _split(s)} for s in scores], "WER")
     row("raw WER", [_value(s.accuracy.raw_wer, percent, interval_percent) for s in scores], "raw WER")
     row("CER", [_value(s.accuracy.cer, percent, interval_percent) for s in scores], "CER")
-    row("reference words", [{"text": f"{s.accuracy.reference_words:,}", "small": f"{s.streams} utterances"} for s in scores])
+    row(
+        "reference words",
+        [{"text": f"{s.accuracy.reference_words:,}", "small": f"{s.streams} utterances"} for s in scores],
+    )
     row("hallucinated words per minute", [
         None if s.hallucinated_words_per_minute.value is None else _value(s.hallucinated_words_per_minute, plain, interval_plain)
         for s in scores
@@ -176,15 +211,36 @@ def _rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     latency("excess_latency", "excess latency", "excess latency", ("p50",))
     latency("time_to_final", "time to final", "time to final", ("p50", "p95", "p99"))
     rows.append({"group": "Stability"})
-    for name, label in (("unstable_partial_word_ratio", "unstable words"), ("normalized_erasure", "erased words"), ("edit_overhead", "edit overhead")):
-        row(label, [_value(s.stability[name], percent, interval_percent) if name in s.stability else None for s in scores], "unstable words")
-    for name, term in (("stalls", "stalls"), ("lost_tail_words", "lost tail"), ("unmatched_words", "word latency"), ("dropped_seconds", "")):
+    for name, label in (
+        ("unstable_partial_word_ratio", "unstable words"),
+        ("normalized_erasure", "erased words"),
+        ("edit_overhead", "edit overhead"),
+    ):
+        row(
+            label,
+            [_value(s.stability[name], percent, interval_percent) if name in s.stability else None for s in scores],
+            "unstable words",
+        )
+    for name, term in (
+        ("stalls", "stalls"),
+        ("lost_tail_words", "lost tail"),
+        ("unmatched_words", "word latency"),
+        ("dropped_seconds", ""),
+    ):
         row(COUNTS[name], [{"text": plain(s.counts[name])} if name in s.counts else None for s in scores], term)
     rows.append({"group": "Run"})
     row("errors", [_failed(s) for s in scores])
     row("pacing lateness p99", [_value(s.pacing.p99, milliseconds, interval_milliseconds) for s in scores], "pacing")
-    row("valid", [{"text": "✓ yes", "mood": "good"} if c.sound else {"text": "✗ no", "mood": "bad"} for c in cells], "valid")
-    return [row for row, after in zip(rows, [*rows[1:], {"group": ""}], strict=True) if not ("group" in row and "group" in after)]
+    row(
+        "valid",
+        [{"text": "✓ yes", "mood": "good"} if c.sound else {"text": "✗ no", "mood": "bad"} for c in cells],
+        "valid",
+    )
+    return [
+        row
+        for row, after in zip(rows, [*rows[1:], {"group": ""}], strict=True)
+        if not ("group" in row and "group" in after)
+    ]
 
 
 COUNTS = {
@@ -209,8 +265,14 @@ def _value(estimate: Estimate, said: Any, interval: Any) -> dict[str, Any]:
     if estimate.value is None:
         return {"text": "–", "small": "none", "why": estimate.note}
     if estimate.low is None or estimate.high is None:
-        return {"text": said(estimate.value), "small": "no interval", "why": estimate.note or "too few streams"}
+        return {"text": said(estimate.value), "small": _why_none(estimate.note), "why": estimate.note}
     return {"text": said(estimate.value), "small": interval(estimate), "why": estimate.note}
+
+
+def _why_none(note: str) -> str:
+    """In place of an interval: the reason, short where it is the usual one."""
+    few = re.match(r"n = (\d+) \w+, an interval needs (\d+)$", note)
+    return f"n {few[1]} < {few[2]}" if few else note or "no interval"
 
 
 # --- plots -----------------------------------------------------------------------------------------------------------------
@@ -218,9 +280,15 @@ def _value(estimate: Estimate, said: Any, interval: Any) -> dict[str, Any]:
 
 def _sections(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return [
-        {"id": "accuracy", "title": "Accuracy", "caveats": _caveats(cells), "plots": _accuracy_plots(cells), "table": _by_speaker(cells)},
+        {
+            "id": "accuracy",
+            "title": "Accuracy",
+            "caveats": _caveats(cells),
+            "plots": _accuracy_plots(cells),
+            "table": _by_speaker(cells),
+        },
         {"id": "latency", "title": "Latency", "plots": _latency_plots(cells)},
-        {"id": "lag", "title": "Keeping up", "plots": _lag_plots(cells)},
+        {"id": "lag", "title": "Keeping up", "plots": [*_lag_plots(cells), *_typical_plot(cells[0])]},
         {"id": "load", "title": "Load on the machine", "plots": _load_plots(cells)},
     ]
 
@@ -234,13 +302,38 @@ def _accuracy_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
     series = wer_by_delay(cells)
     if series:
         published = published_for(cells)
-        caption = "Bars are 95 % intervals of each rate alone. The cells share their utterances, so differences between them are surer than "
-        caption += "the bars suggest: see the paired comparison at the top."
-        plots.append(_plot(figures.rate_by_delay(series, published=published), "wer", "Word error rate by transcription delay", caption))
+        caption = "Bars are 95 % intervals of each rate alone. The cells share their utterances, so differences between them "
+        caption += "are surer than the bars suggest: see the paired comparison at the top."
+        plots.append(
+            _plot(
+                figures.rate_by_delay(series, published=published),
+                "wer",
+                "Word error rate by transcription delay",
+                caption,
+            )
+        )
     splits = error_rates(cells)
     if splits:
         caption = "Many deletions mean that words are missed or the tail is lost; many insertions, that words are made up or repeated."
-        plots.append(_plot(figures.error_split(splits), "split", "Substitutions, deletions and insertions per reference word", caption))
+        plots.append(
+            _plot(
+                figures.error_split(splits),
+                "split",
+                "Substitutions, deletions and insertions per reference word",
+                caption,
+            )
+        )
+    if len(cells) == 1 and cells[0].scores.accuracy.reference_words:
+        title = "Error rate by length of the utterance"
+        figure = figures.rates([(cells[0].mark, *lengths_and_rates(cells[0]))], title, "audio (s)", "word error rate")
+        plots.append(
+            _plot(
+                figure,
+                "length",
+                title,
+                "One dot per utterance. Short utterances scatter more: a single error weighs more in them.",
+            )
+        )
     return plots
 
 
@@ -250,10 +343,10 @@ def _by_speaker(cells: Sequence[Cell]) -> dict[str, Any] | None:
         return None
     lines = []
     for speaker in speakers:
-        values = []
-        for cell in cells:
-            values.append(_value(speaker_wer(cell, speaker), percent, interval_percent))
-        lines.append({"name": f"{speaker} ({(cells[0].scored['speaker'] == speaker).sum()} utterances)", "values": values})
+        values = [_value(speaker_wer(cell, speaker), percent, interval_percent) for cell in cells]
+        lines.append(
+            {"name": f"{speaker} ({(cells[0].scored['speaker'] == speaker).sum()} utterances)", "values": values}
+        )
     return {"head": ["WER by speaker", *(cell.mark.label for cell in cells)], "lines": lines}
 
 
@@ -261,7 +354,8 @@ def _latency_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
     plots = []
     drawn = (
         ("word_emission_latency", "Word latency",
-         "Each curve is one cell; the thin dotted line in its colour is its transcription delay. It ends below 100 % by the words never recognised."),
+         "Each curve is one cell; the thin dotted line in its colour is its transcription delay. It ends below 100 % by the words "
+         "never recognised."),
         ("first_token_from_onset", "First token, from the first spoken word", "One value per stream."),
         ("time_to_final", "Time to final", "From the end of the last spoken word to the final transcript. One value per stream."),
     )  # fmt: skip
@@ -270,36 +364,72 @@ def _latency_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
         if any(len(one.values) for one in curves):
             text = f"{caption} Dots are p50 and p95, with bars for their intervals."
             plots.append(_plot(figures.distribution(curves, title), f"ecdf-{name}".replace("_", "-"), title, text))
-    measured = [(cell.mark, cell.scores.latency["word_emission_latency"]) for cell in cells if "word_emission_latency" in cell.scores.latency]
+    measured = [
+        (cell.mark, cell.scores.latency["word_emission_latency"])
+        for cell in cells
+        if "word_emission_latency" in cell.scores.latency
+    ]
     if len(measured) > 1:
         caption = "The same figures side by side. Hollow marks have no interval: too few streams for that quantile."
-        plots.append(_plot(figures.quantile_rows(measured, "Word latency by cell"), "rows", "Word latency quantiles by cell", caption))
+        plots.append(
+            _plot(
+                figures.quantile_rows(measured, "Word latency by cell"),
+                "rows",
+                "Word latency quantiles by cell",
+                caption,
+            )
+        )
     return plots
 
 
 def _lag_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
     plots = []
-    for index, cell in enumerate(cells[:6]):
+    for index, cell in enumerate(cells[:MOST_PANELS]):
         lines = lag_lines(cell)
         if lines:
             title = f"Transcript lag, {cell.mark.label}"
-            caption = "Level: the stream keeps up. Rising: it falls further behind with every second of audio."
-            plots.append(_plot(figures.lag_over_time(lines, cell.mark, title, cell.delay_seconds), f"lag{index}", title, caption))
+            caption = "Measured whenever new words came. Level: the stream keeps up. Rising: it falls further behind with every second."
+            plots.append(
+                _plot(figures.lag_over_time(lines, cell.mark, title, cell.delay_seconds), f"lag{index}", title, caption)
+            )
     return plots
+
+
+def _typical_plot(cell: Cell) -> list[dict[str, str]]:
+    if not cell.scored["word_emission_latency_p50"].notna().any():
+        return []
+    caption = "The stream whose median word latency is the median. Each bar spans from when a word was spoken to when it was shown."
+    return [_plot(typical_stream(cell), "typical", "One utterance as it happened", f"{cell.mark.label}: {caption}")]
+
+
+LOADS = (  # column of system.parquet, title, unit, scale
+    ("cpu_percent", "Processor", "% of one core", 1.0),
+    ("gpu_percent", "GPU", "% busy", 1.0),
+    ("gpu_memory_bytes", "GPU memory", "GiB", 2.0**-30),
+    ("gpu_watts", "GPU power", "W", 1.0),
+)
 
 
 def _load_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
-    plots = []
-    for index, cell in enumerate(cells[:6]):
-        for column, title, unit, scale in (("cpu_percent", "Processor", "% of one core", 1.0), ("rss_bytes", "Memory", "MiB", 2.0**-20)):
+    plots, memory = [], []
+    for index, cell in enumerate(cells[:MOST_PANELS]):
+        for column, title, unit, scale in LOADS:
             lines = load_lines(cell, column, scale)
-            if column == "rss_bytes":
-                lines = [(source, line) for source, line in lines if source != "machine"]
             if lines:
                 named = f"{title}, {cell.mark.label}"
-                peak = ", ".join(f"{source} {np.max(line.y):,.0f}" for source, line in lines)
-                plots.append(_plot(figures.load_over_time(lines, named, unit), f"{column}{index}", named, f"Peak in {unit}: {peak}."))
+                figure = figures.load_over_time(lines, named, unit)
+                plots.append(_plot(figure, f"{column}{index}", named, _peaks(lines, unit)))
+        # The machine's own memory in use says little of either program.
+        resident = [(source, line) for source, line in load_lines(cell, "rss_bytes", 2.0**-20) if source != "machine"]
+        memory += [(f"{source}, {cell.mark.label}" if len(cells) > 1 else source, line) for source, line in resident]
+    if memory:
+        figure = figures.load_over_time(memory, "Memory", "resident MiB")
+        plots.append(_plot(figure, "memory", "Resident memory", _peaks(memory, "MiB")))
     return plots
+
+
+def _peaks(lines: Sequence[tuple[str, Line]], unit: str) -> str:
+    return f"Peak in {unit}: {', '.join(f'{source} {np.max(line.y):,.0f}' for source, line in lines)}."
 
 
 # --- utterances, outcomes, environment -------------------------------------------------------------------------------------
@@ -346,7 +476,10 @@ def _outcomes(cells: Sequence[Cell]) -> dict[str, Any]:
         lines.append(
             {
                 "label": cell.mark.label,
-                "counts": [{"count": cell.scores.outcomes.get(n, 0), "bad": n != "ok" and cell.scores.outcomes.get(n)} for n in names],
+                "counts": [
+                    {"count": cell.scores.outcomes.get(n, 0), "bad": n != "ok" and cell.scores.outcomes.get(n)}
+                    for n in names
+                ],
                 "errors": [{"text": text[:300], "count": count} for text, count in said.most_common(ERRORS_SHOWN)],
             }
         )
@@ -358,7 +491,12 @@ def _command(run: Run) -> str:
     if recorded:
         return recorded if isinstance(recorded, str) else " ".join(str(word) for word in recorded)
     config = run.config
-    words = ["earmark bench", f"--dataset {config.dataset}", f"--protocol {config.protocol}", f"--concurrency {config.concurrency}"]
+    words = [
+        "earmark bench",
+        f"--dataset {config.dataset}",
+        f"--protocol {config.protocol}",
+        f"--concurrency {config.concurrency}",
+    ]
     words += [f"--delay-ms {config.delay_ms}"] if config.delay_ms is not None else []
     words += [f"--packet-ms {config.packet_ms}", f"--seed {config.seed}"]
     words += [f"--target {config.target}"] if config.target != "started" else []
@@ -369,13 +507,17 @@ def _facts(cells: Sequence[Cell]) -> list[tuple[str, str]]:
     def values(read: Any) -> str:
         return "; ".join(dict.fromkeys(str(read(cell)) for cell in cells))
 
-    delays = values(lambda cell: f"{cell.mark.label}: {plain((cell.delay_seconds or 0) * 1000)} ms" if cell.delay_seconds else "not said")
+    delays = values(
+        lambda cell: (
+            f"{cell.mark.label}: {plain((cell.delay_seconds or 0) * 1000)} ms" if cell.delay_seconds else "not said"
+        )
+    )
     return [
         ("runs", ", ".join(cell.run.id for cell in cells)),
         ("engine, model", values(lambda cell: f"{cell.run.config.engine}, {cell.run.config.model}")),
         ("protocol, target", values(lambda cell: f"{cell.run.config.protocol}, {cell.run.config.target}")),
         ("server options", values(lambda cell: " ".join(cell.run.config.server_options) or "none")),
-        ("packets, speed, arrival", values(lambda cell: f"{cell.run.config.packet_ms} ms, {cell.run.config.speed:g}×, {cell.run.config.arrival}")),
+        ("packets, speed, arrival", values(lambda cell: _schedule(cell.run))),
         ("delay in force", delays),
         ("seed", values(lambda cell: cell.run.config.seed)),
         ("corpus", values(lambda cell: f"{cell.run.config.dataset}, sha256 {cell.run.config.corpus_sha256}")),
@@ -385,12 +527,19 @@ def _facts(cells: Sequence[Cell]) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
+def _schedule(run: Run) -> str:
+    return f"{run.config.packet_ms} ms, {run.config.speed:g}×, {run.config.arrival}"
+
+
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", ", ".join(str(one) for one in value) if isinstance(value, list | tuple) else str(value)
+            yield (
+                f"{prefix}{name}",
+                ", ".join(str(one) for one in value) if isinstance(value, list | tuple) else str(value),
+            )
 
 
 def _machine(environment: Mapping[str, Any]) -> str:
@@ -412,23 +561,47 @@ def numbers(cells: Sequence[Cell]) -> pd.DataFrame:
 
 def console_table(scores: Sequence[Scores], caveats: Sequence[str] = ()) -> Table:
     """The end of a bench in the terminal, one line per cell, within 110 columns. Delay and concurrency are read off the run's id."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", caption_justify="left")
-    for name in ("delay", "at once", "n", "WER % [95 %]", "first", "word p50/p95/p99", "final p50/p95/p99", "stalls", "errors", "pacing"):
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in (
+        "delay",
+        "c",
+        "n",
+        "WER % [95 %]",
+        "first",
+        "word p50/p95/p99",
+        "final p50/p95",
+        "stalls",
+        "err",
+        "pace",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for one in sorted(scores, key=_cell_of):
         delay, concurrency = _cell_of(one)
         failed = sum(one.outcomes.get(name, 0) for name in FAILURES)
-        word, final, first = (one.latency.get(name) for name in ("word_emission_latency", "time_to_final", "first_token_from_onset"))
+        word, final, first = (
+            one.latency.get(name) for name in ("word_emission_latency", "time_to_final", "first_token_from_onset")
+        )
         table.add_row(
             "own" if delay < 0 else str(delay), str(concurrency), str(one.streams), _console_rate(one.accuracy.wer),
             _console(first, "p50"), "/".join(_console(word, name) for name in ("p50", "p95", "p99")),
-            "/".join(_console(final, name) for name in ("p50", "p95", "p99")),
+            "/".join(_console(final, name) for name in ("p50", "p95")),
             plain(one.counts.get("stalls", 0)), Text(str(failed), style="bold red" if failed else ""),
             "-" if one.pacing.p99.value is None else f"{one.pacing.p99.value * 1000:.1f}", _console_state(one),
         )  # fmt: skip
-    notes = ["Delay and pacing (p99) in ms, latencies in s; word latency contains the delay. ~ no interval: too few streams."]
-    table.caption = "\n".join([*notes, *caveats, *dict.fromkeys(reason for one in scores for reason in one.invalid_because)])
+    notes = [
+        "c: streams at once. Delay and pacing p99 in ms, latencies in s; word latency contains the delay. ~: n too small for an interval."
+    ]
+    table.caption = "\n".join(
+        [*notes, *caveats, *dict.fromkeys(reason for one in scores for reason in one.invalid_because)]
+    )
     return table
 
 

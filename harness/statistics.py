@@ -281,6 +281,32 @@ def paired_latency_difference(
     return _from_resamples(value, resampled[:, 0], count, test)
 
 
+def paired_quantile_difference(
+    values: Sequence[float],
+    others: Sequence[float],
+    blocks: Sequence[Hashable],
+    bootstrap: Bootstrap,
+    share: float,
+) -> Difference:
+    """The quantile of the others less that of the first, over the same utterances, by a bootstrap that draws both sides together.
+
+    Not the quantile of the differences: of pure noise that one is above 0 for every share above one half.
+    """
+    a, b = np.asarray(values, dtype=np.float64), np.asarray(others, dtype=np.float64)
+    count = min(len(set(blocks)), a.size)
+    test = f"paired bootstrap of p{100 * share:g}"
+    if not a.size:
+        return Difference(None, None, None, None, 0, None, test, "no pairs")
+    value = float(np.quantile(b, share) - np.quantile(a, share))
+    if count < minimum_n(share):
+        return Difference(value, None, None, None, count, None, test, _too_few(count, minimum_n(share), "pairs"))
+    first, second = (
+        _resampled_quantiles([side[i : i + 1] for i in range(side.size)], blocks, [share], bootstrap)[:, 0]
+        for side in (a, b)
+    )
+    return _from_resamples(value, second - first, count, test)
+
+
 def _from_resamples(value: float, resampled: Floats, blocks: int, test: str) -> Difference:
     low, high = np.quantile(resampled, [_TAIL, 1 - _TAIL])
     tail = min(float(np.mean(resampled <= 0)), float(np.mean(resampled >= 0)))
@@ -289,7 +315,7 @@ def _from_resamples(value: float, resampled: Floats, blocks: int, test: str) -> 
     return Difference(value, float(low), float(high), p_value, blocks, detectable, test, _narrow(blocks))
 
 
-def mapsswe(errors: Sequence[float], other_errors: Sequence[float]) -> Difference:
+def mapsswe(errors: ArrayLike, other_errors: ArrayLike) -> Difference:
     """Matched-pairs test of the errors per segment, other less first (Gillick & Cox 1989).
 
     A segment here is an utterance: errors in one do not depend on errors in another, which the test asks for. ``value`` is the
@@ -312,11 +338,11 @@ def mapsswe(errors: Sequence[float], other_errors: Sequence[float]) -> Differenc
     return Difference(mean, mean - margin, mean + margin, p_value, n, _detectable_factor() * error, test, note)
 
 
-def rank_shift(values: Sequence[float], others: Sequence[float]) -> Difference:
+def rank_shift(values: ArrayLike, others: ArrayLike) -> Difference:
     """Mann-Whitney test and Hodges-Lehmann shift, other less first, for values that are not paired.
 
-    The interval is made of the pairwise differences whose ranks bound the test's statistic (Lehmann 1975). ``detectable`` is that of
-    a t test for the same samples, widened by the rank test's worst efficiency, 0.864.
+    The interval is made of the pairwise differences whose ranks bound the test's statistic (Hollander & Wolfe, 4.3).
+    ``detectable`` is that of a t test for the same samples, widened by the rank test's worst efficiency, 0.864.
     """
     from scipy.stats import mannwhitneyu
 
@@ -331,7 +357,8 @@ def rank_shift(values: Sequence[float], others: Sequence[float]) -> Difference:
         return Difference(shift, None, None, None, min(n, m), None, test, _too_few(min(n, m), 4, "values"))
     p_value = float(mannwhitneyu(second, first, alternative="two-sided").pvalue)
     spread = math.sqrt(pairs * (n + m + 1) / 12)
-    rank = max(1, math.floor(pairs / 2 - NormalDist().inv_cdf(1 - _TAIL) * spread))
+    # The least rank q with P(statistic <= q) >= 2.5 %, by the normal law with its continuity correction.
+    rank = max(1, math.ceil(pairs / 2 - NormalDist().inv_cdf(1 - _TAIL) * spread - 0.5))
     low, high = _pairwise(first, second, rank), _pairwise(first, second, pairs + 1 - rank)
     error = math.sqrt((float(first.var(ddof=1)) / n + float(second.var(ddof=1)) / m) / 0.864)
     return Difference(shift, low, high, p_value, min(n, m), _detectable_factor() * error, test)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
@@ -18,7 +19,7 @@ from harness.timeline import Entry, Kind, Outcome, StreamRecord
 from wire.words import TimedWord
 
 SCHEMA = 1
-_ENTRIES_BY_GROUP = 1 << 19
+ENTRIES_BY_GROUP = 1 << 19
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
@@ -109,7 +110,7 @@ def create(root: Path, config: RunConfig, created: datetime | None = None) -> Pa
     moment = (created or datetime.now(UTC)).astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
     delay = "own" if config.delay_ms is None else str(config.delay_ms)
     parts = (moment, config.engine, config.dataset, f"c{config.concurrency}", f"d{delay}")
-    name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part).strip("._") or "unnamed" for part in parts)
+    name = "-".join(re.sub(r"[^A-Za-z0-9._-]+", "_", part).strip("._-") or "unnamed" for part in parts)
     root.mkdir(parents=True, exist_ok=True)
     for number in range(1, 1000):
         folder = root / (name if number == 1 else f"{name}-{number}")
@@ -128,7 +129,12 @@ def write_run(folder: Path, run: Run) -> None:
 
 def read_run(folder: Path) -> Run:
     """Raises StoreError when the folder has no readable run.json or a later version wrote it."""
-    return read_json(folder / "run.json", Run, SCHEMA)
+    path = folder / "run.json"
+    data = _versioned(path, SCHEMA)
+    config = data.get("config")
+    if isinstance(config, dict) and config.get("speed", 1.0) is None:
+        config["speed"] = math.inf  # JSON has no infinity: an unpaced run has null there
+    return _converted(path, data, Run)
 
 
 def write_json(path: Path, value: msgspec.Struct) -> None:
@@ -142,23 +148,31 @@ def read_json(path: Path, kind: type[_Struct], newest: int) -> _Struct:
     Raises:
         StoreError: no such file, not that JSON, or a schema later than ``newest``.
     """
+    return _converted(path, _versioned(path, newest), kind)
+
+
+def _versioned(path: Path, newest: int) -> dict[str, Any]:
     try:
-        data = path.read_bytes()
+        data = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist; is {path.parent} a run folder?") from None
-    try:
-        schema = msgspec.json.decode(data, type=_Versioned).schema
-        if schema > newest:
-            raise StoreError(
-                f"{path} has schema {schema}, this Earmark knows {newest} and older: update Earmark to read it"
-            )
-        return msgspec.json.decode(data, type=kind)
     except msgspec.DecodeError as error:
+        raise StoreError(f"{path} is not the JSON it should be: {error}") from error
+    schema = data.get("schema")
+    if not isinstance(schema, int) or schema < 1:
+        raise StoreError(f"{path} has no schema number: it was not written by Earmark")
+    if schema > newest:
+        raise StoreError(
+            f"{path} has schema {schema}, this Earmark knows {newest} and older: update Earmark to read it"
+        )
+    return data
+
+
+def _converted(path: Path, data: dict[str, Any], kind: type[_Struct]) -> _Struct:
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
         raise StoreError(f"{path} cannot be read as {kind.__name__}: {error}") from error
-
-
-class _Versioned(msgspec.Struct):
-    schema: int
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -216,13 +230,13 @@ def write_records(folder: Path, records: Sequence[StreamRecord]) -> None:
 
 
 def _batches(records: Iterable[StreamRecord]) -> Iterator[Any]:
-    """Record batches of the timeline of about `_ENTRIES_BY_GROUP` rows, so that memory stays bounded."""
+    """Record batches of the timeline of about `ENTRIES_BY_GROUP` rows, so that memory stays bounded."""
     waiting: list[StreamRecord] = []
     size = 0
     for record in records:
         waiting.append(record)
         size += len(record.entries)
-        if size >= _ENTRIES_BY_GROUP:
+        if size >= ENTRIES_BY_GROUP:
             yield _batch(waiting)
             waiting, size = [], 0
     yield _batch(waiting)

@@ -21,7 +21,7 @@
 # %%
 # %matplotlib inline
 from harness import figures, report
-from harness.cells import chosen_folders, curve, error_rates, lag_lines, load, typical_stream, worst
+from harness.cells import chosen_folders, curve, error_rates, lag_lines, lengths_and_rates, load, typical_stream, worst
 from harness.findings import findings, headline
 
 cells = load(chosen_folders())
@@ -70,12 +70,8 @@ figures.lag_over_time(
 figures.error_split(error_rates(cells))
 
 # %%
-speech = cell.utterances[cell.utterances["scored"] & (cell.utterances["reference_words"] > 0)]
-figures.scatter(
-    [(cell.mark, speech["audio_seconds"].to_numpy(float), speech["wer"].to_numpy(float))],
-    "Error rate by length of the utterance",
-    "audio (s)",
-    "word error rate",
+figures.rates(
+    [(cell.mark, *lengths_and_rates(cell))], "Error rate by length of the utterance", "audio (s)", "word error rate"
 )
 
 # %%

@@ -21,7 +21,16 @@
 # %%
 # %matplotlib inline
 from harness import figures, report
-from harness.cells import PUBLISHED_LABEL, PUBLISHED_VOXTRAL, chosen_folders, curve, delay_steps, load, trade, wer_by_delay
+from harness.cells import (
+    PUBLISHED_LABEL,
+    PUBLISHED_VOXTRAL,
+    chosen_folders,
+    curve,
+    delay_steps,
+    load,
+    trade,
+    wer_by_delay,
+)
 from harness.findings import choose_delay, headline
 
 cells = load(chosen_folders(whole_bench=True))

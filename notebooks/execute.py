@@ -39,14 +39,20 @@ def pair(source: Path, check: bool = False) -> bool:
     return same
 
 
-def execute(source: Path, runs: Sequence[Path] = (), out: Path | None = None, cell_seconds: int = CELL_SECONDS) -> str | None:
+def execute(
+    source: Path, runs: Sequence[Path] = (), out: Path | None = None, cell_seconds: int = CELL_SECONDS
+) -> str | None:
     """Executes one notebook; returns what went wrong, or ``None``. ``out`` gets the executed copy with its outputs."""
     notebook = jupytext.read(source)
     if runs:
         os.environ["EARMARK_RUNS"] = os.pathsep.join(str(run.resolve()) for run in runs)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     client = NotebookClient(
-        notebook, timeout=cell_seconds, startup_timeout=90, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
+        notebook,
+        timeout=cell_seconds,
+        startup_timeout=90,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(ROOT)}},
     )
     try:
         client.execute()
@@ -61,7 +67,9 @@ def execute(source: Path, runs: Sequence[Path] = (), out: Path | None = None, ce
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="*", type=Path, help="run folders, or folders of run folders; default: the newest runs")
+    parser.add_argument(
+        "runs", nargs="*", type=Path, help="run folders, or folders of run folders; default: the newest runs"
+    )
     parser.add_argument("--out", type=Path, help="where executed copies with outputs go")
     parser.add_argument("--pair", action="store_true", help="only write the .ipynb files beside the sources")
     parser.add_argument("--check", action="store_true", help="only say whether the .ipynb files are up to date")

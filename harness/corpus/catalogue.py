@@ -118,7 +118,7 @@ def load(
     """
     if limit is not None and limit < 1:
         raise CorpusError(f"limit={limit}: ask for at least one utterance")
-    card, path = _find(name_or_path, datasets)
+    card, path = find(name_or_path, datasets)
     rows = read_rows(card, path, format=format, split=split, language=language)
     wanted = Wanted(languages, speakers, tags, min_seconds, max_seconds, limit)
     bad: list[BadRow] = []
@@ -130,7 +130,7 @@ def load(
 
     utterances = _choose(rows, wanted, report)
     if not utterances:
-        skipped = f"; {len(bad)} bad rows were skipped, the first: {bad[0]}" if bad else ""
+        skipped = f"; bad rows skipped: {len(bad)}, the first: {bad[0]}" if bad else ""
         raise CorpusError(f"{card.name}: no utterance left, of those in {path}, by the given filters{skipped}")
     spoken = {utterance.language for utterance in utterances}
     return Corpus(
@@ -152,11 +152,6 @@ def read_rows(card: Card, path: Path, *, format: str | None, split: str | None, 
     return _without_repeats(FORMATS[kind](path, language or card.language, split or card.split))
 
 
-def find(name_or_path: str | Path, datasets: Path | None = None) -> tuple[Card, Path]:
-    """The card and the data of a dataset by name, or an empty card for a path."""
-    return _find(name_or_path, datasets)
-
-
 def complete(row: Row) -> Row | BadRow:
     """The row with the length and hash that its format did not state, or why its audio cannot be used."""
     utterance = row.utterance
@@ -174,28 +169,39 @@ def complete(row: Row) -> Row | BadRow:
     return replace(row, utterance=replace(utterance, seconds=seconds, audio_sha256=sha256))
 
 
-def _find(name_or_path: str | Path, datasets: Path | None) -> tuple[Card, Path]:
-    known = {dataset.name: dataset for dataset in available(datasets)} if isinstance(name_or_path, str) else {}
-    if isinstance(name_or_path, str) and name_or_path in known:
-        dataset = known[name_or_path]
-        return dataset.card, dataset.folder / dataset.card.path
+def find(name_or_path: str | Path, datasets: Path | None = None) -> tuple[Card, Path]:
+    """The card and the data of a dataset by name, or a card with nothing but a name for a path."""
+    name = str(name_or_path)
+    if isinstance(name_or_path, str) and Path(name).name == name:
+        datasets = datasets or datasets_folder()
+        for folder in (datasets / name, datasets / CACHE / name):
+            if (folder / CARD).is_file():
+                return _card_and_data(folder)
     path = Path(name_or_path)
     if not path.exists():
+        known = ", ".join(dataset.name for dataset in available(datasets)) or "none"
         raise CorpusError(
-            f"no dataset and no path is called {str(name_or_path)!r}; datasets here: {', '.join(known) or 'none'}."
+            f"no dataset and no path is called {name!r}; datasets here: {known}."
             " Others are had by 'earmark datasets fetch NAME'"
         )
     if (path / CARD).is_file():
-        card = _card(path / CARD)
-        return card, path / card.path
+        return _card_and_data(path)
     return Card(name=path.resolve().name if path.is_dir() else path.stem), path
+
+
+def _card_and_data(folder: Path) -> tuple[Card, Path]:
+    card = _card(folder / CARD)
+    return card, folder / card.path
 
 
 def _card(path: Path) -> Card:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Card)
-    except msgspec.MsgspecError as error:
+        card = msgspec.json.decode(path.read_bytes(), type=Card)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path}: {error}") from error
+    if card.name != path.absolute().parent.name:
+        raise CorpusError(f"{path}: its name {card.name!r} is not that of its folder, by which it is looked up")
+    return card
 
 
 def _without_repeats(rows: Rows) -> Rows:
@@ -246,7 +252,7 @@ def _in_turn(candidates: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Row]]
 def _notes(bad: list[BadRow]) -> str:
     if not bad:
         return ""
-    lines = [f"{len(bad)} bad rows skipped:", *map(str, bad[:SHOWN_SKIPS])]
+    lines = [f"bad rows skipped: {len(bad)}", *map(str, bad[:SHOWN_SKIPS])]
     if len(bad) > SHOWN_SKIPS:
         lines.append(f"... and {len(bad) - SHOWN_SKIPS} more")
     return "\n".join(lines)

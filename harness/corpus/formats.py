@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -108,7 +109,7 @@ def _single(row: _JsonRow, where: str, manifest: Path, language: str) -> Row | B
             text=row.text,
             seconds=NOT_MEASURED if seconds is None else seconds,
             speaker=str(row.speaker or row.speaker_id),
-            language=row.language or row.lang or language,
+            language=_language(row.language or row.lang or language),
             audio=manifest.parent / name,
             words=None if row.words is None else tuple(row.words),
             tags=row.tags,
@@ -119,6 +120,8 @@ def _single(row: _JsonRow, where: str, manifest: Path, language: str) -> Row | B
 
 def _joined(row: _JsonRow, where: str, manifest: Path, sources: dict[str, dict[str, Utterance]]) -> Row | BadRow:
     """An utterance that is others in a row, with silence before each: their words move by where they come to lie."""
+    if not row.id:
+        return BadRow(where, "parts, but no id")
     pieces: list[tuple[Utterance, int]] = []
     for part in row.parts or ():
         if part.dataset not in sources:
@@ -240,9 +243,9 @@ def read_common_voice(path: Path, language: str, split: str | None) -> Rows:
                 text=row["sentence"].strip(),
                 seconds=NOT_MEASURED,
                 speaker=row["client_id"],
-                language=row.get("locale", "") or language,
+                language=_language(row.get("locale", "") or language),
                 audio=audio if audio.suffix else audio.with_suffix(".mp3"),  # early releases leave the suffix out
-                tags={key: row[key] for key in ("age", "gender", "accents", "variant") if row.get(key)},
+                tags={key: row[key] for key in ("age", "gender", "accents", "variant", "locale") if row.get(key)},
             ),
         )
 
@@ -286,10 +289,8 @@ def read_fleurs(path: Path, language: str, split: str | None) -> Rows:
 
 
 def _fleurs_language(name: str) -> str:
-    """``en_us`` -> ``en``, ``cmn_hans_cn`` -> ``zh``; empty where the folder is not named so."""
-    code, separator, _ = name.partition("_")
-    known = separator and code.isalpha() and code.islower() and len(code) in (2, 3)
-    return {"cmn": "zh"}.get(code, code) if known else ""
+    """``en_us`` -> ``en``; empty where the folder is not named so."""
+    return _language(name) if re.fullmatch(r"[a-z]{2,3}(_[a-z]+)?_[a-z0-9]{2,3}", name) else ""
 
 
 # ---- a folder of audio and text ------------------------------------------------------------------------------------------
@@ -392,6 +393,12 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
             content = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip(b"\r\n")
             if content.strip():
                 yield f"{path}:{number}", content
+
+
+def _language(tag: str) -> str:
+    """``en-US``, ``en_us`` -> ``en``; Mandarin's ``cmn`` -> ``zh``, as engines call it."""
+    code = re.split("[-_]", tag, maxsplit=1)[0].lower()
+    return "zh" if code == "cmn" else code
 
 
 def _decoded(line: bytes) -> str:

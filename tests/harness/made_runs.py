@@ -22,7 +22,15 @@ LEXICON = (
     "seventeen boats left harbour during the storm yet only twelve returned with their nets and lanterns still in one piece "
     "would you rather take the train to lisbon or drive along the coast and stop wherever the bread smells good"
 ).split()
-SOUNDS_LIKE = {"river": "liver", "mill": "mail", "bridge": "rich", "train": "rain", "boats": "votes", "call": "tall", "bread": "red"}
+SOUNDS_LIKE = {
+    "river": "liver",
+    "mill": "mail",
+    "bridge": "rich",
+    "train": "rain",
+    "boats": "votes",
+    "call": "tall",
+    "bread": "red",
+}
 SPEAKERS = ("slt", "rms", "awb", "kal16")
 PACKET_SECONDS = 0.08
 
@@ -103,14 +111,18 @@ def _replay(record: StreamRecord, recipe: Recipe, rng: np.random.Generator, fail
     done = t0 + record.audio_seconds
     events.append((done + 0.001, Kind.END_OF_AUDIO, done, None, None))
     if fails:
-        events += [(done + 0.05, Kind.ERROR, None, None, "1011: the recogniser stopped"), (done + 0.06, Kind.CLOSED, None, None, "1011")]
+        events += [
+            (done + 0.05, Kind.ERROR, None, None, "1011: the recogniser stopped"),
+            (done + 0.06, Kind.CLOSED, None, None, "1011"),
+        ]
         record.error = "1011: the recogniser stopped"
     else:
         events += _transcript(record, recipe, rng, t0, done)
         record.outcome = Outcome.OK
     events.sort(key=lambda event: event[0])
     record.entries = [
-        Entry(round(t * 1e9), kind, None if due is None else round(due * 1e9), value, text) for t, kind, due, value, text in events
+        Entry(round(t * 1e9), kind, None if due is None else round(due * 1e9), value, text)
+        for t, kind, due, value, text in events
     ]
 
 
@@ -129,7 +141,7 @@ def _transcript(
             continue
         heard = SOUNDS_LIKE.get(word.text, word.text[::-1]) if draw < recipe.deleted + recipe.substituted else word.text
         if float(rng.random()) < recipe.inserted:
-            heard += " uh"
+            heard += " and"
         events.append((last, Kind.APPENDED, None, None, f" {heard}" if text else heard))
         text += f" {heard}" if text else heard
     final = max(last, flushed) + 0.01 + recipe.late_final
@@ -156,7 +168,8 @@ def make(root: Path, recipe: Recipe | None = None, **changes: object) -> Path:
         "git": {"commit": "0123abc", "dirty": False}, "packages": {"numpy": "2.3.0", "pandas": "2.3.3"},
     }  # fmt: skip
     store.write_run(
-        folder, store.Run(store.SCHEMA, folder.name, "2030-01-02T03:04:05Z", asked, environment, recipe.complete, seconds)
+        folder,
+        store.Run(store.SCHEMA, folder.name, "2030-01-02T03:04:05Z", asked, environment, recipe.complete, seconds),
     )
     store.write_records(folder, streams)
     store.write_system(folder, list(_samples(seconds, recipe)))
@@ -169,4 +182,9 @@ def _samples(seconds: float, recipe: Recipe) -> Iterator[dict[str, object]]:
     for second in range(int(seconds) + 1):
         for source, cpu, mib in (("server", 70.0, 180), ("harness", 6.0, 110), ("machine", 85.0, 2200)):
             noisy = cpu * float(rng.uniform(0.8, 1.2))
-            yield {"t_seconds": float(second), "source": source, "cpu_percent": noisy, "rss_bytes": (mib + second * 0.1) * 2**20}
+            yield {
+                "t_seconds": float(second),
+                "source": source,
+                "cpu_percent": noisy,
+                "rss_bytes": (mib + second * 0.1) * 2**20,
+            }

@@ -151,6 +151,7 @@ def test_files_of_one_name_in_several_folders_get_ids_with_the_folder(tmp_path: 
         ({"audio": "gone.wav", "text": "a", "seconds": 1, "sha256": "0"}, r"no such audio file: .*gone\.wav"),
         ({"audio": "text.wav", "text": "a"}, r"text\.wav: not audio that can be decoded"),
         ({"id": "good", "audio": "one.wav", "text": "a"}, r"id 'good' again; it was first at .*manifest\.jsonl:1"),
+        ({"parts": [{"from": "nowhere", "id": "y"}]}, "parts, but no id"),
         ({"id": "x", "parts": [{"from": "nowhere", "id": "y"}]}, "made from 'nowhere', but there is no"),
     ],
 )
@@ -164,7 +165,7 @@ def test_a_bad_row_names_file_and_line_and_is_skipped_only_on_request(
         corpus.load(tmp_path)
     loaded = corpus.load(tmp_path, skip_bad=True)
     assert [utterance.id for utterance in loaded.utterances] == ["good"]
-    assert loaded.notes.startswith("1 bad rows skipped:\n")
+    assert loaded.notes.startswith("bad rows skipped: 1\n")
     assert "manifest.jsonl:2" in loaded.notes
 
 
@@ -184,7 +185,7 @@ def test_a_table_that_is_not_utf_8_is_a_bad_row(tmp_path: Path) -> None:
 
 def test_nothing_but_bad_rows_is_an_error_even_when_they_are_skipped(tmp_path: Path) -> None:
     write_lines(tmp_path / "manifest.jsonl", {"audio": "gone.wav", "text": "a"})
-    with pytest.raises(corpus.CorpusError, match=r"no utterance left.*1 bad rows were skipped"):
+    with pytest.raises(corpus.CorpusError, match=r"no utterance left.*bad rows skipped: 1"):
         corpus.load(tmp_path, skip_bad=True)
 
 
@@ -265,7 +266,7 @@ def test_common_voice_loads_its_test_split_unless_told_otherwise(tmp_path: Path)
         "abc",
         "cy",
     )
-    assert (first.tags, second.tags) == ({"age": "twenties", "gender": "female"}, {})
+    assert (first.tags, second.tags) == ({"age": "twenties", "gender": "female", "locale": "cy"}, {"locale": "cy"})
     assert [round(pitch(utterance)) for utterance in (first, second)] == [300, 600]
     assert [first.seconds, second.seconds] == pytest.approx([1.5, 2.0], abs=0.1)
     assert [utterance.speaker for utterance in corpus.load(tmp_path, split="dev").utterances] == ["ghi"]
@@ -404,6 +405,18 @@ def test_a_broken_card_names_its_file(tmp_path: Path) -> None:
         corpus.available(tmp_path)
 
 
+def test_a_card_is_found_by_the_folder_it_lies_in(tmp_path: Path) -> None:
+    write_lines(tmp_path / "mine" / "dataset.json", {"name": "yours"})
+    with pytest.raises(corpus.CorpusError, match="its name 'yours' is not that of its folder"):
+        corpus.load("mine", datasets=tmp_path)
+
+
+def test_a_broken_card_does_not_stand_in_the_way_of_another_dataset(tmp_path: Path) -> None:
+    shutil.copytree(DATASETS / "non-speech", tmp_path / "non-speech")
+    write_lines(tmp_path / "broken" / "dataset.json", "{")
+    assert corpus.load("non-speech", datasets=tmp_path).name == "non-speech"
+
+
 def test_a_wrong_datasets_folder_is_said_with_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EARMARK_DATASETS", "/no/such/place")
     with pytest.raises(corpus.CorpusError, match="EARMARK_DATASETS=/no/such/place: no such folder"):
@@ -411,6 +424,7 @@ def test_a_wrong_datasets_folder_is_said_with_the_variable(monkeypatch: pytest.M
 
 
 def test_the_datasets_are_found_from_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("EARMARK_DATASETS", raising=False)
     monkeypatch.chdir(tmp_path)
     assert corpus.load("spoken-en").name == "spoken-en"
 

@@ -105,6 +105,14 @@ def test_an_odd_length_is_found(tmp_path: Path) -> None:
     assert problem.what == "odd length: 0.050 s"
 
 
+def test_two_words_in_a_long_recording_are_odd_but_not_in_a_short_one(tmp_path: Path) -> None:
+    for name, seconds in (("short", 5), ("long", 13)):
+        soundfile.write(tmp_path / f"{name}.wav", np.ones(seconds * 16_000, np.int16), 16_000)
+        (tmp_path / f"{name}.txt").write_text("hello world")
+    (problem,) = corpus.check(tmp_path).problems
+    assert (problem.utterance, problem.what.partition(";")[0]) == ("long", "odd length: 11 characters in 13.00 s")
+
+
 def test_parts_that_do_not_add_up_are_found(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     manifest(tmp_path / "source", {"seconds": 1.25})

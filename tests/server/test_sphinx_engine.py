@@ -298,6 +298,7 @@ async def test_an_aborted_segment_is_silent_and_makes_room() -> None:
         assert isinstance(await last_listener.end(), SegmentDone)
         assert len(heard_listener.events) == said
         assert heard_listener.said[-1].audio_seconds < 50  # nobody waited for the rest
+        assert engine.metrics()["restarts"] == 0
         assert waiting_listener.events == []
 
 
@@ -412,6 +413,24 @@ async def test_segments_that_begin_while_the_parent_process_dies_are_heard() -> 
             assert listener.said[-1].audio_seconds == 1.0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
+async def test_nobody_waits_for_a_process_that_cannot_be_made() -> None:
+    async with running(SphinxSettings(workers=1)) as engine:
+        await transcribe(engine, ONE_SECOND)
+        (recogniser,) = recognisers()
+        parent = parent_process()
+        before = parent.rlimit(psutil.RLIMIT_NOFILE)
+        parent.rlimit(psutil.RLIMIT_NOFILE, (0, before[1]))  # it cannot even receive the socket for its child
+        recogniser.kill()
+        stream, listener = begin(engine)
+        stream.finish()
+        failed = await listener.end()
+        assert isinstance(failed, EngineFailed)
+        assert failed.code == "processing_error"
+        parent.rlimit(psutil.RLIMIT_NOFILE, before)
+        assert (await transcribe(engine, ONE_SECOND)).said[-1].audio_seconds == 1.0
+
+
 async def test_signals_to_the_group_do_not_end_what_the_server_still_drains() -> None:
     async with running() as engine:
         stream, listener = begin(engine)
@@ -495,6 +514,28 @@ async def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_p
         await engine.start()
     await engine.stop()
     assert children() == []
+
+
+async def test_recognisers_leave_the_front_end_the_precedence() -> None:
+    async with running(SphinxSettings(workers=1, nice=7)) as engine:
+        await transcribe(engine, ONE_SECOND)
+        assert [process.nice() for process in recognisers()] == [7]
+
+
+def test_it_works_on_the_loop_that_the_server_runs_on() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def live_through_a_death() -> None:
+        async with running() as engine:
+            stream, listener = begin(engine)
+            stream.feed(ONE_SECOND)
+            await listener.heard()
+            for process in children():
+                process.kill()
+            assert isinstance(await listener.end(), EngineFailed)
+            assert (await transcribe(engine, ONE_SECOND)).said[-1].audio_seconds == 1.0
+
+    uvloop.run(live_through_a_death())
 
 
 def test_it_says_what_it_is_before_it_starts() -> None:
