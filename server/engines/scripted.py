@@ -156,6 +156,7 @@ class _Stream:
         self._quiet_until = 0.0  # loop time before which nothing is said
         self._stalls = deque(sorted((s for s in self._script.stalls if self._ahead(s.at)), key=lambda stall: stall.at))
         self._faults = sorted((f for f in self._script.faults if self._ahead(f.at)), key=lambda fault: fault.at)
+        self._unsaid: deque[Heard | SegmentDone] = deque()  # one for each timer
         self._timers: set[asyncio.TimerHandle] = set()
         self._granted = 0.0  # audio seconds that audio_rate has let through
         self._granted_at = loop.time()
@@ -310,11 +311,12 @@ class _Stream:
             self._deliver(event)
             return
         self._quiet_until = at
+        self._unsaid.append(event)
         handle: asyncio.TimerHandle
 
         def say() -> None:
             self._timers.discard(handle)
-            self._deliver(event)
+            self._deliver(self._unsaid.popleft())  # loops keep no order among timers of one moment
 
         handle = self._loop.call_at(at, say)
         self._timers.add(handle)

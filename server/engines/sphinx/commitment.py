@@ -40,6 +40,11 @@ class Commitment:
         self._delay = delay
         self._last: PlacedWord | None = None
 
+    @property
+    def settled(self) -> int:
+        """Words of a hypothesis that end by this frame change nothing any more, and may be left out of it."""
+        return 0 if self._last is None else self._last.start
+
     def advance(self, hypothesis: Hypothesis, heard: float) -> tuple[Sequence[PlacedWord], Sequence[PlacedWord]]:
         """The words committed now, and the words that may follow them, after ``heard`` frames of audio."""
         fresh = self._behind_committed(hypothesis.words)
@@ -58,12 +63,15 @@ class Commitment:
         last = self._last
         if last is None:
             return words
+        found = False  # the last committed word itself
         for index, word in enumerate(words):
-            if word.start + word.end <= 2 * last.end:
-                continue  # its middle lies in what is committed
-            if word.text == last.text and word.start < last.end:
-                continue  # the last committed word, which now seems to end later
-            return words[index:]
+            same = word.text == last.text and word.start < last.end and word.end > last.start
+            if word.start + word.end <= 2 * last.end:  # its middle lies in what is committed
+                found = found or same
+            elif same and not found:  # the last committed word, which now seems to end later
+                found = True
+            else:
+                return words[index:]
         return ()
 
     def _commit(self, words: Sequence[PlacedWord]) -> Sequence[PlacedWord]:

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections import deque
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
@@ -25,7 +26,9 @@ log = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
-RETRY_SECONDS = (0.1, 0.5, 2.0, 5.0)
+RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0)
+SPARE_LIVES = 3
+STOPPED = "the recogniser is stopped"
 CAVEAT = (
     "PocketSphinx is a real but weak recogniser (about 20 % WER on clean synthetic voices, about 60 % on LibriSpeech test-other): "
     "use it to exercise the bench, not to judge accuracy."
@@ -39,9 +42,10 @@ class _Stream:
         self.number = number
         self.delay_steps = delay_steps
         self.process: _Process | None = None
-        self.waiting_audio = bytearray()
-        self.finished = False
         self.ended = False
+        self._finished = False
+        self._unheard = bytearray()  # kept until a process has proved to be alive by hearing some of it
+        self._processes_lost = 0
         self._engine = engine
         self._segment = segment
         self._sink: Sink | None = sink
@@ -54,21 +58,22 @@ class _Stream:
     def feed(self, pcm: bytes) -> None:
         if self.ended:
             return
-        if self.finished:
+        if self._finished:
             raise RuntimeError("audio after finish")
         self._fed_bytes += len(pcm)
         limit = self._engine.settings.backlog_seconds
         if seconds_of(self._fed_bytes) - self._heard_seconds > limit:
             self.fail_soon("overloaded", f"more than {limit:g} s of audio wait to be heard")
-        elif self.process is None:
-            self.waiting_audio += pcm
-        else:
+            return
+        if not self._heard_seconds:
+            self._unheard += pcm
+        if self.process is not None:
             self.process.send(Kind.AUDIO, pcm)
 
     def finish(self) -> None:
-        if self.ended or self.finished:
+        if self.ended or self._finished:
             return
-        self.finished = True
+        self._finished = True
         if self.process is not None:
             self.process.send(Kind.FINISH)
 
@@ -83,13 +88,22 @@ class _Stream:
         self.process = process
         process.stream = self
         process.send(Kind.OPEN, Opening(self.delay_steps))
-        if self.waiting_audio:
-            process.send(Kind.AUDIO, bytes(self.waiting_audio))
-            self.waiting_audio.clear()
-        if self.finished:
+        if self._unheard:
+            process.send(Kind.AUDIO, bytes(self._unheard))
+        if self._finished:
             process.send(Kind.FINISH)
 
+    def lose_process(self, why: str) -> None:
+        """The process has died: begin again with another one if nothing was heard yet, but not for ever."""
+        self.process = None
+        self._processes_lost += 1
+        if self._heard_seconds or self._processes_lost > SPARE_LIVES:
+            self.fail_soon("processing_error", f"{why} while it heard this segment")
+        else:
+            self._engine.wait_first(self)
+
     def progress(self, payload: bytes) -> None:
+        self._unheard.clear()
         said = decode_progress(payload)
         self._heard_seconds = said.audio_seconds
         self._words += len(said.words)
@@ -109,7 +123,7 @@ class _Stream:
         if self.ended:
             return
         self.ended = True
-        self.waiting_audio.clear()
+        self._unheard.clear()
         if early and self.process is not None:
             self.process.send(Kind.ABORT)
         self._engine.release(self)
@@ -131,8 +145,7 @@ class _Process(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass
 
     def data_received(self, data: bytes) -> None:
         for kind, number, payload in self._frames.receive(data):
@@ -286,6 +299,7 @@ class SphinxEngine:
         self._opened = 0
         self._restarts = 0
         self._failed_forks = 0
+        self._retry: asyncio.TimerHandle | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -329,8 +343,11 @@ class SphinxEngine:
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.wait([self._supervisor])
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
         parent, self._parent = self._parent, None
-        self._fail_waiting("the recogniser was stopped")
+        self._fail_waiting(STOPPED)
         if self._connecting:
             await asyncio.wait(self._connecting)
         for process in list(self._processes):
@@ -349,6 +366,7 @@ class SphinxEngine:
             for process in list(self._processes):
                 self._retire(process)
             self._parent = parent = await self._start_again()
+            self._failed_forks = 0
             self._fork_on_demand(spare=1)
 
     async def _start_again(self) -> _Parent:
@@ -378,7 +396,7 @@ class SphinxEngine:
             stream.fail_soon("processing_error", str(error))
             return stream
         if self._stopped:
-            stream.fail_soon("processing_error", "the recogniser is stopped")
+            stream.fail_soon("processing_error", STOPPED)
         elif not self._idle and len(self._waiting) >= self.settings.waiting_count:
             message = (
                 f"all {self.settings.worker_count} recognisers are busy and {len(self._waiting)} segments wait already"
@@ -401,6 +419,14 @@ class SphinxEngine:
             self._drop(process)
         else:
             self._idle.append(process)
+            self._dispatch()
+
+    def wait_first(self, stream: _Stream) -> None:
+        """The stream lost its process through no fault of its own, and gets the next one."""
+        if self._stopped:
+            stream.fail_soon("processing_error", STOPPED)
+        else:
+            self._waiting.appendleft(stream)
             self._dispatch()
 
     def _dispatch(self) -> None:
@@ -433,8 +459,7 @@ class SphinxEngine:
         stream, process.stream = process.stream, None
         self._drop(process)
         if stream is not None:
-            stream.process = None
-            stream.fail_soon("processing_error", f"{why} while it heard this segment")
+            stream.lose_process(why)
         if self._stopped or process.retired:
             return
         log.warning("%s", why)
@@ -448,13 +473,15 @@ class SphinxEngine:
     def _fork_on_demand(self, spare: int) -> None:
         """Fork for the streams that wait and ``spare`` more, within the size of the pool."""
         parent = self._parent
-        if parent is None:  # none at the moment; its successor begins with this
+        if parent is None or self._retry is not None:  # either begins with this when it is its turn
             return
         starting = sum(not process.ready for process in self._processes)
         needed = len(self._waiting) + spare - len(self._idle) - starting
         for _ in range(min(needed, self.settings.worker_count - len(self._processes))):
             try:
                 connection = parent.fork()
+            except (BrokenPipeError, ConnectionResetError):  # it is dead, which its supervisor is about to learn
+                return
             except OSError as error:
                 self._fork_failed(f"cannot fork a recogniser: {error}")
                 return
@@ -465,17 +492,26 @@ class SphinxEngine:
             task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, process: _Process, connection: socket.socket) -> None:
-        await self.loop.create_unix_connection(lambda: process, sock=connection)
+        try:
+            await self.loop.create_unix_connection(lambda: process, sock=connection)
+        except OSError as error:
+            connection.close()
+            self.process_lost(process, f"cannot talk to a recogniser process: {error}")
 
     def _fork_failed(self, why: str) -> None:
         """Try again in a while; when that keeps failing, nobody shall wait for it."""
+        if self._retry is not None:
+            return
         delay_seconds = _retry_seconds(self._failed_forks)
         self._failed_forks += 1
         log.error("%s; trying again in %g s", why, delay_seconds)
+        self._retry = self.loop.call_later(delay_seconds, self._fork_again)
         if self._failed_forks >= len(RETRY_SECONDS):
             self._fail_waiting(why)
-        else:
-            self.loop.call_later(delay_seconds, self._fork_on_demand, 0)
+
+    def _fork_again(self) -> None:
+        self._retry = None
+        self._fork_on_demand(spare=0)
 
     def _retire(self, process: _Process) -> None:
         """Let the process end with the segment it has."""

@@ -15,6 +15,7 @@ Profile = Literal["fast", "accurate"]
 
 DELAY_STEP_SECONDS = 0.08
 MAX_DELAY_SECONDS = 2.4
+ROUNDING_SECONDS = 1e-6
 
 STREAMS_PER_CORE: dict[Profile, int] = {"fast": 6, "accurate": 3}
 """How many real-time streams one free core was measured to carry."""
@@ -31,11 +32,12 @@ def check_delay(seconds: float) -> int:
     Raises:
         EngineError: when it is no multiple of 80 ms between 80 ms and 2.4 s.
     """
-    steps = round(seconds / DELAY_STEP_SECONDS)
     # Clients write 0.48 or 480 / 1000; both are a multiple in the decimal sense, not in the binary one.
-    if not (0 < seconds <= MAX_DELAY_SECONDS + 1e-6) or steps < 1 or abs(steps * DELAY_STEP_SECONDS - seconds) > 1e-6:
-        raise EngineError(f"the transcription delay must be a multiple of 0.08 s from 0.08 to 2.4 s, got {seconds!r}")
-    return steps
+    if 0 < seconds <= MAX_DELAY_SECONDS + ROUNDING_SECONDS:
+        steps = round(seconds / DELAY_STEP_SECONDS)
+        if abs(steps * DELAY_STEP_SECONDS - seconds) <= ROUNDING_SECONDS:
+            return steps
+    raise EngineError(f"the transcription delay must be a multiple of 0.08 s from 0.08 to 2.4 s, got {seconds!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,17 +47,17 @@ def load_decoder(settings: SphinxSettings) -> Any:
     return Decoder(samprate=SAMPLE_RATE, cmninit=CEPSTRAL_MEAN, loglevel="FATAL", **options)
 
 
-def hypothesis_of(decoder: Any) -> Hypothesis:
-    """What the decoder believes now, without silence and noise."""
+def hypothesis_of(decoder: Any, since: int) -> Hypothesis:
+    """What the decoder believes now, without silence, noise and words that end by frame ``since``."""
     if decoder.hyp() is None:
         return Hypothesis()
-    pieces = list(decoder.seg())
-    words = [
-        PlacedWord(ALTERNATIVE.sub("", piece.word), piece.start_frame, piece.end_frame + 1)
-        for piece in pieces
-        if not piece.word.startswith(("<", "[", "++"))
-    ]
-    return Hypothesis(words, pieces[-1].end_frame + 1)
+    words = []
+    edge = 0
+    for piece in decoder.seg():  # always from the start of the segment, so the older part is passed over quickly
+        edge = piece.end_frame + 1
+        if edge > since and not piece.word.startswith(("<", "[", "++")):
+            words.append(PlacedWord(ALTERNATIVE.sub("", piece.word), piece.start_frame, edge))
+    return Hypothesis(words, edge)
 
 
 class Hearing:
@@ -89,7 +89,7 @@ class Hearing:
         """Decode the next 80 ms, however the audio came in; what there is to tell, if anything."""
         self._decode(STEP_BYTES)
         committed, rest = self._commitment.advance(
-            hypothesis_of(self._decoder), seconds_of(self._heard_bytes) * FRAMES_PER_SECOND
+            hypothesis_of(self._decoder, self._commitment.settled), seconds_of(self._heard_bytes) * FRAMES_PER_SECOND
         )
         text = self._text(committed)
         tentative = "".join(f" {word.text}" for word in rest)
@@ -105,7 +105,7 @@ class Hearing:
         if self._audio:
             self._decode(STEP_BYTES)
         self._decoder.end_utt()
-        committed = self._commitment.finish(hypothesis_of(self._decoder))
+        committed = self._commitment.finish(hypothesis_of(self._decoder, self._commitment.settled))
         return self._progress(self._text(committed), "", committed)
 
     def abandon(self) -> None:

@@ -1,0 +1,346 @@
+"""Scored run folders read back as cells of one bench, with what is drawn of them and what differs between them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from harness import figures, latency, score, statistics, store
+from harness.figures import Curve, Floats, Line, Mark, Point
+from harness.score import Scores
+from harness.statistics import Bootstrap, Difference, Estimate
+from harness.store import Run, RunConfig
+from harness.timeline import Outcome
+
+# Word error rate of Voxtral Realtime on FLEURS, all languages, by delay in ms, as its model card publishes it.
+PUBLISHED_VOXTRAL = ((160.0, 0.1260), (240.0, 0.1080), (480.0, 0.0872), (960.0, 0.0770), (2400.0, 0.0673))
+PUBLISHED_LABEL = "Voxtral Realtime on FLEURS (model card)"
+
+
+class NoRunsError(Exception):
+    """There is nothing to show; the message says what is missing and how to get it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One scored run folder, read."""
+
+    folder: Path
+    run: Run
+    scores: Scores
+    utterances: pd.DataFrame
+    system: pd.DataFrame
+    mark: Mark
+
+    @property
+    def delay_seconds(self) -> float | None:
+        """The delay in force: what the server said, else what was asked for."""
+        said = self.utterances["delay_ms_in_force"].dropna()
+        asked = self.run.config.delay_ms
+        if len(said):
+            return float(said.median()) / 1000
+        return None if asked is None else asked / 1000
+
+    @property
+    def sound(self) -> bool:
+        """Whether its figures may be quoted."""
+        return self.scores.valid and self.scores.complete
+
+    @property
+    def scored(self) -> pd.DataFrame:
+        """The utterances that count: those of ramp-up and cool-down are recorded, not scored."""
+        return self.utterances[self.utterances["scored"]]
+
+    def bootstrap_blocks(self, names: Sequence[str], speakers: Sequence[str]) -> list[str]:
+        """What is resampled: what the run's own intervals resampled."""
+        return list(speakers if self.scores.block == "speaker" else names)
+
+
+def load(folders: Sequence[Path]) -> list[Cell]:
+    """Reads scored run folders, ordered by delay and concurrency. Raises `NoRunsError` when there is nothing to read."""
+    if not folders:
+        raise NoRunsError("no run folder given: pass at least one folder under reports/runs")
+    read = [(Path(folder), store.read_run(Path(folder)), read_scores(Path(folder))) for folder in folders]
+    read.sort(key=lambda one: (one[1].config.delay_ms or 0, one[1].config.concurrency, one[1].id))
+    marks = figures.marks([(run.config.delay_ms, run.config.concurrency) for _, run, _ in read])
+    return [
+        Cell(folder, run, scores, read_utterances(folder), pd.DataFrame(store.read_system(folder)), mark)
+        for (folder, run, scores), mark in zip(read, marks, strict=True)
+    ]
+
+
+def read_scores(folder: Path) -> Scores:
+    """Raises `NoRunsError` for a folder that was never scored."""
+    if not (folder / "scores.json").exists():
+        raise NoRunsError(f"{folder} has no scores.json: run `earmark score {folder}` first")
+    return score.read_scores(folder)
+
+
+TEXT_COLUMNS = frozenset({"utterance", "speaker", "language", "outcome", "error", "reference", "hypothesis"})
+
+
+def read_utterances(folder: Path) -> pd.DataFrame:
+    """utterances.parquet with numbers as floats (NaN where there is none), text as text and word lists as arrays."""
+    frame = pd.DataFrame(store.read_rows(folder / "utterances.parquet"))
+    for name in frame.columns:
+        if name in LIST_COLUMNS:
+            frame[name] = frame[name].map(lambda values: np.asarray([] if values is None else values, dtype=np.float64))
+        elif name == "scored":
+            frame[name] = frame[name].astype(bool)
+        elif name not in TEXT_COLUMNS:
+            frame[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)
+    return frame
+
+
+LIST_COLUMNS = frozenset({"word_end_seconds", "word_emission_latencies", "word_finality_latencies"})
+
+
+def chosen_folders(root: Path = Path("reports/runs"), whole_bench: bool = False) -> list[Path]:
+    """The run folders to read: those of `EARMARK_RUNS` (run folders or folders of them), else the newest under ``root``.
+
+    ``whole_bench`` takes, for each delay and concurrency, the newest run that agrees with the newest of all in everything else.
+    Raises `NoRunsError` with what to do when there is none.
+    """
+    named = os.environ.get("EARMARK_RUNS", "")
+    places = [Path(place) for place in named.split(os.pathsep) if place] or [root]
+    found = [folder for place in places for folder in _run_folders(place)]
+    if not found:
+        where = f"EARMARK_RUNS={named}" if named else f"{root.resolve()}"
+        raise NoRunsError(f"no scored run in {where}: make one with `nox -s bench`, or set EARMARK_RUNS to run folders")
+    if named and all((place / "run.json").exists() for place in places):
+        return found
+    if whole_bench and (bench := _newest_bench(places)):
+        return bench
+    newest = sorted(
+        ((store.read_run(folder), folder) for folder in found), key=lambda one: one[0].created, reverse=True
+    )
+    if not whole_bench:
+        return [newest[0][1]]
+    first = newest[0][0].config
+    cells: dict[tuple[int | None, int], Path] = {}
+    for run, folder in newest:
+        if _but_for_cell(run.config) == _but_for_cell(first):
+            cells.setdefault((run.config.delay_ms, run.config.concurrency), folder)
+    return list(cells.values())
+
+
+def _run_folders(place: Path) -> list[Path]:
+    if (place / "bench.json").exists() and not (place / "run.json").exists():
+        place = place.parent
+    candidates = [place] if (place / "run.json").exists() else sorted(place.glob("*/")) if place.is_dir() else []
+    return [folder for folder in candidates if (folder / "scores.json").exists() and (folder / "run.json").exists()]
+
+
+def _newest_bench(places: Sequence[Path]) -> list[Path]:
+    """The runs that the newest bench.json lists, as far as they are scored; none when there is no such file."""
+    listed = sorted((path for place in places for path in (*place.glob("bench.json"), *place.glob("*/bench.json"))), key=_age)
+    for path in reversed(listed):
+        names = msgspec.json.decode(path.read_bytes(), type=_Bench).runs
+        runs = [folder for name in names for folder in _run_folders(path.parent.parent / name)]
+        if runs:
+            return runs
+    return []
+
+
+def _age(path: Path) -> str:
+    return path.parent.name  # begins with the UTC time at which it was made
+
+
+class _Bench(msgspec.Struct):
+    runs: list[str]
+
+
+def _but_for_cell(config: RunConfig) -> RunConfig:
+    return msgspec.structs.replace(config, delay_ms=None, concurrency=0, target="", label="")
+
+
+def wer_change(before: Cell, after: Cell) -> Difference:
+    """WER of ``after`` less that of ``before`` over the utterances both have, with a paired 95 % interval."""
+    a, b = utterance_counts(before.scored), utterance_counts(after.scored)
+    both = a.merge(b, left_index=True, right_index=True, suffixes=("_a", "_b"))
+    blocks = before.bootstrap_blocks([str(name) for name in both.index], [str(name) for name in both["speaker_a"]])
+    columns = [[float(value) for value in both[name]] for name in ("errors_a", "errors_b", "words_a")]
+    return statistics.paired_wer_difference(
+        columns[0], columns[1], columns[2], blocks, Bootstrap(before.run.config.seed)
+    )
+
+
+def utterance_counts(scored: pd.DataFrame) -> pd.DataFrame:
+    """Errors and reference words per utterance with speech; the mean of its repetitions where it was replayed several times."""
+    speech = scored[scored["reference_words"] > 0]
+    errors = speech["substitutions"] + speech["deletions"] + speech["insertions"]
+    table = speech[["utterance", "speaker"]].assign(
+        errors=errors, words=speech["reference_words"], speaker=speech["speaker"].fillna("")
+    )
+    return table.groupby("utterance").agg(
+        errors=("errors", "mean"), words=("words", "mean"), speaker=("speaker", "first")
+    )
+
+
+def speaker_wer(cell: Cell, speaker: str) -> Estimate:
+    """WER over the utterances of one speaker, resampled by recording."""
+    counts = utterance_counts(cell.scored[cell.scored["speaker"] == speaker])
+    errors, words = ([float(value) for value in counts[name]] for name in ("errors", "words"))
+    return statistics.ratio_of_sums(errors, words, list(counts.index), Bootstrap(cell.run.config.seed))
+
+
+def wer_by_delay(cells: Sequence[Cell]) -> list[tuple[Mark, list[Point]]]:
+    """One series per concurrency for a plot over delays; empty unless there are at least two delays."""
+    known = [cell for cell in cells if cell.delay_seconds is not None]
+    if len({cell.delay_seconds for cell in known}) < 2:
+        return []
+    series: dict[int, list[Point]] = {}
+    for cell in known:
+        points = series.setdefault(cell.run.config.concurrency, [])
+        points.append(Point((cell.delay_seconds or 0.0) * 1000, cell.scores.accuracy.wer))
+    return [(_concurrency_mark(n, i), points) for i, (n, points) in enumerate(sorted(series.items()))]
+
+
+def curve(cell: Cell, name: str, nominal: bool = False) -> Curve:
+    """One latency as a distribution: word latencies with a value per word, all others with one per stream."""
+    measured = cell.scores.latency.get(name)
+    pooled = [*cell.scored[PER_WORD[name]], np.empty(0)] if name in PER_WORD else [cell.scored[name].to_numpy(float)]
+    values = np.concatenate(pooled)
+    finite = values[np.isfinite(values)]
+    beyond = len(values) - len(finite) if measured is None else measured.missing
+    return Curve(cell.mark, finite, measured, cell.delay_seconds if nominal else None, beyond)
+
+
+PER_WORD = {"word_emission_latency": "word_emission_latencies", "word_finality_latency": "word_finality_latencies"}
+
+
+def lag_lines(cell: Cell, most: int = figures.LINES_DRAWN) -> list[Line]:
+    """Transcript lag whenever new words came, over the time since the stream's start, for at most so many streams evenly picked.
+
+    Where the audio ended with words still missing, the last point is the lag at that end.
+    """
+    streams = [record for record in store.iter_records(cell.folder) if record.scored and record.outcome is Outcome.OK]
+    lines = []
+    picked = (
+        np.unique(np.linspace(0, len(streams) - 1, most).round().astype(int))
+        if len(streams) > most
+        else range(len(streams))
+    )
+    for record in (streams[index] for index in picked):
+        points = [(lag.seconds, lag.before if lag.after is None else lag.after) for lag in latency.measure(record).lag]
+        if points:
+            x, y = np.array(points, dtype=np.float64).T
+            lines.append(Line(x, y))
+    return lines
+
+
+def typical_stream(cell: Cell) -> Figure:
+    """The stream whose median word latency is the median over streams, drawn as it happened."""
+    known = cell.scored.dropna(subset=["word_emission_latency_p50"]).sort_values("word_emission_latency_p50")
+    if known.empty:
+        raise NoRunsError(f"{cell.run.id} has no stream with word latencies: its corpus has no word times")
+    row = known.iloc[len(known) // 2]
+    ends, latencies = row["word_end_seconds"], row["word_emission_latencies"]
+    seen = np.isfinite(latencies)
+    sent = Line(np.array([0.0, row["audio_seconds"]]), np.array([0.0, row["audio_seconds"]]))
+    return figures.one_stream(
+        sent, Line(ends[seen] + latencies[seen], ends[seen]), ends[~seen], f"Utterance {row['utterance']}"
+    )
+
+
+def error_rates(cells: Sequence[Cell]) -> list[tuple[str, float, float, float]]:
+    """Substitutions, deletions and insertions per reference word of each cell that has words."""
+    return [
+        (cell.mark.label, counted.substitutions / words, counted.deletions / words, counted.insertions / words)
+        for cell in cells
+        if (counted := cell.scores.accuracy) and (words := counted.reference_words)
+    ]
+
+
+def lengths_and_rates(cell: Cell) -> tuple[Floats, Floats]:
+    """Seconds of audio and word error rate of each scored utterance with speech, for a scatter plot."""
+    speech = cell.scored[cell.scored["reference_words"] > 0]
+    return speech["audio_seconds"].to_numpy(float), speech["wer"].to_numpy(float)
+
+
+def worst(cell: Cell, most: int) -> pd.DataFrame:
+    """The scored utterances with most errors, worst first."""
+    frame = cell.scored.assign(errors=lambda rows: rows["substitutions"] + rows["deletions"] + rows["insertions"])
+    ranked = frame[frame["errors"] > 0].sort_values(["errors", "wer", "utterance"], ascending=[False, False, True])
+    columns = [
+        "utterance",
+        "speaker",
+        "audio_seconds",
+        "errors",
+        "reference_words",
+        "wer",
+        "outcome",
+        "error",
+        "reference",
+        "hypothesis",
+    ]
+    return ranked[columns].head(most)
+
+
+def delay_pairs(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Cell]]:
+    """Each cell with the next longer delay at the same concurrency."""
+    for concurrency in sorted({cell.run.config.concurrency for cell in cells}):
+        row = [cell for cell in cells if cell.run.config.concurrency == concurrency]
+        yield from ((a, b) for a, b in pairwise(row) if a.delay_seconds != b.delay_seconds)
+
+
+def delay_steps(cells: Sequence[Cell]) -> pd.DataFrame:
+    """What each longer delay changes: WER in points, paired over utterances, with its 95 % interval and smallest visible change."""
+    rows = []
+    for before, after in delay_pairs(cells):
+        change = wer_change(before, after)
+        figures_ = {"points": change.value, "low": change.low, "high": change.high, "visible": change.detectable}
+        rows.append(
+            {
+                "streams at once": before.run.config.concurrency,
+                "from ms": before.run.config.delay_ms,
+                "to ms": after.run.config.delay_ms,
+            }
+            | {name: None if value is None else round(100 * value, 2) for name, value in figures_.items()}
+            | {"n": change.n}
+        )
+    return pd.DataFrame(rows)
+
+
+def trade(
+    cells: Sequence[Cell], name: str = "word_emission_latency"
+) -> list[tuple[Mark, list[tuple[str, Estimate, Estimate]]]]:
+    """Median latency and WER of each cell, one series per concurrency, for `figures.trade_off`."""
+    series: dict[int, list[tuple[str, Estimate, Estimate]]] = {}
+    for cell in cells:
+        if name in cell.scores.latency:
+            label = "server's delay" if cell.run.config.delay_ms is None else f"{cell.run.config.delay_ms} ms"
+            series.setdefault(cell.run.config.concurrency, []).append(
+                (label, cell.scores.latency[name].p50, cell.scores.accuracy.wer)
+            )
+    return [(_concurrency_mark(n, i), points) for i, (n, points) in enumerate(sorted(series.items()))]
+
+
+def _concurrency_mark(concurrency: int, place: int) -> Mark:
+    label = f"{concurrency} stream{'s' if concurrency != 1 else ''} at once"
+    return Mark(label, figures.SERIES[place % len(figures.SERIES)], figures.DASHES[place % len(figures.DASHES)])
+
+
+def load_lines(cell: Cell, column: str, scale: float = 1.0) -> list[tuple[str, Line]]:
+    """One line per sampled source (server, harness, machine) of a column of system.parquet."""
+    if cell.system.empty or column not in cell.system:
+        return []
+    known = cell.system.dropna(subset=[column])
+    return [
+        (str(source), Line(rows["t_seconds"].to_numpy(float), rows[column].to_numpy(float) * scale))
+        for source, rows in known.groupby("source", sort=False)
+    ]
+
+
+def published_for(cells: Sequence[Cell]) -> tuple[str, Sequence[tuple[float, float]]] | None:
+    """The published curve of the model that ran, if there is one: laid over another model it would only mislead."""
+    same = all("voxtral" in f"{cell.run.config.model} {cell.run.config.engine}".lower() for cell in cells)
+    return (PUBLISHED_LABEL, PUBLISHED_VOXTRAL) if same else None

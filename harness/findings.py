@@ -1,0 +1,216 @@
+"""What runs say, in sentences computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from harness.cells import Cell, delay_pairs, wer_change
+from harness.statistics import Difference
+from harness.store import Run
+from harness.wording import (
+    interval_points,
+    percent,
+    percent_with_interval,
+    seconds,
+    signed_points,
+)
+
+
+def headline(cells: Sequence[Cell]) -> str:
+    """One sentence that says what came out."""
+    if len(cells) == 1:
+        return _headline_of_one(cells[0])
+    return _headline_of_many(cells)
+
+
+def _headline_of_one(cell: Cell) -> str:
+    scores, word = cell.scores, cell.scores.latency.get("word_emission_latency")
+    parts = [f"{subject([cell])}: WER {percent_with_interval(scores.accuracy.wer)} {at_delay(cell)}"]
+    if word is not None and word.p50.value is not None:
+        within = f"half of the recognised words shown within {seconds(word.p50.value)}"
+        if word.p95.value is not None:
+            within += f", 95 % within {seconds(word.p95.value)}"
+        parts.append(within)
+    parts.append(f"{streams_at_once(cell.run)}, {errors_said(cells=[cell])}")
+    parts.append(soundness([cell]))
+    return "; ".join(parts) + "."
+
+
+def _headline_of_many(cells: Sequence[Cell]) -> str:
+    first, last = cells[0], cells[-1]
+    parts = []
+    delays = {cell.run.config.delay_ms for cell in cells}
+    if len(delays) > 1:
+        change = wer_change(first, last)
+        a, b = percent(first.scores.accuracy.wer.value), percent(last.scores.accuracy.wer.value)
+        verb = {"falls": "falls from", "rises": "rises from", "": "goes from"}[_direction(change)]
+        said = f"{subject(cells)}: WER {verb} {a} {at_delay(first)} to {b} {at_delay(last)}"
+        if not _direction(change):
+            said += ", a difference this run cannot tell from none"
+        parts.append(said)
+    else:
+        rates = [cell.scores.accuracy.wer.value for cell in cells if cell.scores.accuracy.wer.value is not None]
+        spread = f"{percent(min(rates))} to {percent(max(rates))}" if rates else "unknown"
+        parts.append(f"{subject(cells)} {at_delay(first)}: WER {spread}")
+    words = [word for cell in cells if (word := cell.scores.latency.get("word_emission_latency")) is not None]
+    p50, p95 = [word.p50.value for word in words], [word.p95.value for word in words]
+    if p50 and None not in p50:
+        parts.append(f"the median recognised word is shown after {seconds(min(p50))} to {seconds(max(p50))}")
+        if None not in p95:
+            parts[-1] += f" (95 % within {seconds(min(p95))} to {seconds(max(p95))})"
+    concurrencies = sorted({cell.run.config.concurrency for cell in cells})
+    streams = (
+        " and ".join(str(n) for n in concurrencies)
+        if len(concurrencies) < 3
+        else f"{concurrencies[0]} to {concurrencies[-1]}"
+    )
+    parts.append(f"{streams} stream{'s' if concurrencies != [1] else ''} at once, {errors_said(cells)}")
+    parts.append(soundness(cells))
+    return "; ".join(parts) + "."
+
+
+def findings(cells: Sequence[Cell]) -> list[str]:
+    """A few sentences about what is worth a look, each computed from the runs."""
+    said = [_what_delay_buys(cells)] if len({cell.run.config.delay_ms for cell in cells}) > 1 else []
+    return [*said, *_concentration(cells), *_excess(cells), *_missing(cells), *_stalls(cells), *_falling_behind(cells)]
+
+
+def _what_delay_buys(cells: Sequence[Cell]) -> str:
+    steps = []
+    for before, after in delay_pairs(cells):
+        change = wer_change(before, after)
+        points = f"{signed_points(change.value)} {interval_points(change)}"
+        clear = "" if _direction(change) else ", not distinguishable from none"
+        steps.append(
+            f"{before.run.config.delay_ms} → {after.run.config.delay_ms} ms changes the WER by {points} points{clear}"
+        )
+    return "Same utterances compared: " + "; ".join(steps) + "." if steps else "No two cells differ in the delay alone."
+
+
+def _concentration(cells: Sequence[Cell]) -> Iterable[str]:
+    shares = []
+    for cell in cells:
+        errors = cell.scored[["substitutions", "deletions", "insertions"]].sum(axis=1).sort_values(ascending=False)
+        if len(errors) >= 10 and errors.sum() > 0:
+            shares.append(float(errors.head(len(errors) // 10).sum() / errors.sum()))
+    if shares:
+        yield f"The worst tenth of the utterances holds {_span([share * 100 for share in shares], ' %')} of the errors."
+
+
+def _excess(cells: Sequence[Cell]) -> Iterable[str]:
+    values = [
+        d.p50.value for cell in cells if (d := cell.scores.latency.get("excess_latency")) and d.p50.value is not None
+    ]
+    if values:
+        cost = _span([value * 1000 for value in values], " ms")
+        yield f"Beyond the transcription delay itself, serving, network and packets cost {cost} at the median stream."
+
+
+def _missing(cells: Sequence[Cell]) -> Iterable[str]:
+    shares = [
+        cell.scores.counts["unmatched_words"] / words
+        for cell in cells
+        if (words := cell.scores.counts.get("timed_words"))
+    ]
+    if shares and max(shares) > 0:
+        missed = _span([share * 100 for share in shares], " %")
+        yield f"{missed} of the words were never recognised: they have no latency, and no latency figure speaks for them."
+
+
+def _stalls(cells: Sequence[Cell]) -> Iterable[str]:
+    stalls = sum(cell.scores.counts.get("stalls", 0) for cell in cells)
+    if stalls:
+        places = f"{stalls:.0f} place{'s' if stalls != 1 else ''}"
+        yield f"In {places} the transcript stood still for more than 2 s beyond the delay while words were spoken."
+
+
+def _falling_behind(cells: Sequence[Cell]) -> Iterable[str]:
+    for cell in cells:
+        drift = cell.scores.latency.get("drift")
+        if drift is not None and drift.p50.low is not None and drift.p50.low > 0.01:
+            behind = f"{(drift.p50.value or 0.0) * 1000:.0f} ms in every second of audio"
+            yield f"{cell.mark.label or 'The server'} does not keep up: the median stream falls behind by {behind}."
+
+
+def _span(values: Sequence[float], unit: str) -> str:
+    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
+
+
+def _direction(change: Difference) -> str:
+    if change.low is not None and change.low > 0:
+        return "rises"
+    return "falls" if change.high is not None and change.high < 0 else ""
+
+
+def subject(cells: Sequence[Cell]) -> str:
+    """What ran on what."""
+    engines = dict.fromkeys(cell.run.config.engine for cell in cells)
+    datasets = dict.fromkeys(cell.run.config.dataset for cell in cells)
+    return f"{' and '.join(engines)} on {' and '.join(datasets)}"
+
+
+def at_delay(cell: Cell) -> str:
+    """The delay in force, for use behind a figure."""
+    delay = cell.delay_seconds
+    return "at the server's own delay" if delay is None else f"at {delay * 1000:.0f} ms"
+
+
+def streams_at_once(run: Run) -> str:
+    """The concurrency in words."""
+    n = run.config.concurrency
+    return "one stream at a time" if n == 1 else f"{n} streams at once"
+
+
+def errors_said(cells: Sequence[Cell]) -> str:
+    """How many streams, and how many of them failed."""
+    streams = sum(cell.scores.streams for cell in cells)
+    failed = sum(cell.scores.outcomes.get(name, 0) for cell in cells for name in ("failed", "rejected"))
+    utterances = "utterance" if streams == 1 else "utterances"
+    return f"{streams} {utterances}, " + ("no errors" if not failed else f"{failed} of them failed")
+
+
+def soundness(cells: Sequence[Cell]) -> str:
+    """Whether the figures may be quoted."""
+    bad = [cell for cell in cells if not cell.sound]
+    if not bad:
+        return "valid" if len(cells) == 1 else f"all {len(cells)} cells valid"
+    if len(cells) == 1:
+        return "INVALID" if not bad[0].scores.valid else "INCOMPLETE"
+    return f"{len(bad)} of {len(cells)} cells NOT VALID"
+
+
+WORSE_BY = 0.01  # a shorter delay is good enough when its WER is not proven worse than the best by more than this
+
+
+def choose_delay(cells: Sequence[Cell]) -> str:
+    """Which transcription delay these runs speak for, in words, and how surely."""
+    known = [cell for cell in cells if cell.delay_seconds is not None and cell.scores.accuracy.wer.value is not None]
+    concurrency = min((cell.run.config.concurrency for cell in known), default=0)
+    row = [cell for cell in known if cell.run.config.concurrency == concurrency]
+    if len({cell.delay_seconds for cell in row}) < 2:
+        return (
+            "Only one delay was run, so there is nothing to choose between: run `nox -s bench -- --delay-ms 160,480,960,2400`. "
+            + headline(cells)
+        )
+    best = min(row, key=lambda cell: cell.scores.accuracy.wer.value or 0.0)
+    lines = [f"Lowest WER: {percent_with_interval(best.scores.accuracy.wer)} {at_delay(best)}."]
+    for cell in row:
+        change = wer_change(best, cell)
+        if cell is not best and change.low is not None and change.low > WORSE_BY:
+            said = f"surely worse by more than {WORSE_BY * 100:g} point: {signed_points(change.value)} {interval_points(change)} points"
+        elif cell is best:
+            said = "the best"
+        else:
+            said = f"not surely worse by more than {WORSE_BY * 100:g} point: {signed_points(change.value)} {interval_points(change)} points"
+        lines.append(f"  {at_delay(cell)}: {said}; median word shown after {_median_word(cell)}.")
+    enough = [cell for cell in row if cell is best or not ((wer_change(best, cell).low or 0.0) > WORSE_BY)]
+    pick = min(enough, key=lambda cell: cell.delay_seconds or 0.0)
+    lines.append(f"So the shortest delay that is not surely worse is the one {at_delay(pick)}; {soundness(cells)}.")
+    lines += list(dict.fromkeys(cell.run.config.caveat for cell in cells if cell.run.config.caveat))
+    return "\n".join(lines)
+
+
+def _median_word(cell: Cell) -> str:
+    latency = cell.scores.latency.get("word_emission_latency")
+    return "an unknown time" if latency is None or latency.p50.value is None else seconds(latency.p50.value)

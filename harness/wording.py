@@ -1,0 +1,67 @@
+"""Numbers as text: the same rounding, units and brackets on every page and in every terminal."""
+
+from __future__ import annotations
+
+from harness.statistics import Difference, Estimate
+
+
+def percent(value: float | None) -> str:
+    """A fraction in per cent."""
+    return "unknown" if value is None else f"{value * 100:.1f} %"
+
+
+def percent_with_interval(estimate: Estimate) -> str:
+    """A fraction in per cent, its interval behind it."""
+    return f"{percent(estimate.value)} {bracketed(estimate, 100, 1)}".rstrip()
+
+
+def seconds(value: float) -> str:
+    """Seconds, or milliseconds below a tenth."""
+    return f"{value:.2f} s" if abs(value) >= 0.0995 else f"{value * 1000:.0f} ms"
+
+
+def milliseconds(value: float) -> str:
+    """Seconds in milliseconds."""
+    return f"{value * 1000:.1f} ms"
+
+
+def plain(value: float) -> str:
+    """A count, or a figure without a unit."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
+def signed_points(value: float | None) -> str:
+    """A difference of fractions in percentage points, with its sign."""
+    return "?" if value is None else f"{value * 100:+.1f}"
+
+
+def bracketed(estimate: Estimate | Difference, scale: float, digits: int) -> str:
+    """The interval, scaled; the reason where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return f"(no interval: {estimate.note})" if estimate.note else ""
+    return f"[{estimate.low * scale:.{digits}f}, {estimate.high * scale:.{digits}f}]"
+
+
+def interval_percent(estimate: Estimate) -> str:
+    """For `percent`."""
+    return bracketed(estimate, 100, 1)
+
+
+def interval_seconds(estimate: Estimate) -> str:
+    """For `seconds`."""
+    return bracketed(estimate, 1, 2)
+
+
+def interval_milliseconds(estimate: Estimate) -> str:
+    """For `milliseconds`."""
+    return bracketed(estimate, 1000, 1)
+
+
+def interval_plain(estimate: Estimate) -> str:
+    """For `plain`."""
+    return bracketed(estimate, 1, 1)
+
+
+def interval_points(estimate: Estimate | Difference) -> str:
+    """For `signed_points`."""
+    return bracketed(estimate, 100, 1)
