@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -160,6 +161,11 @@ class _Server(uvicorn.Server):
             self.force_exit = True
             self._leave()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would leave the application without a word
+            await self.lifespan.shutdown()
+
     def _leave(self, _: object = None) -> None:
         # not uvicorn's own way, which sends the signal to the process once more when all is done: it would end by that,
         # before the engine was stopped and with its number as status
@@ -224,7 +230,12 @@ async def run(settings: Settings) -> None:
     engine, reason = build_engine(settings)
     app, service = build_app(settings, engine, Keys(keys))
     _log.info("starting engine", engine=engine.info.name, reason=reason, model=engine.info.model)
-    await engine.start()
+    listener = _bind(settings.host, settings.port)
+    try:
+        await engine.start()
+    except BaseException:
+        listener.close()
+        raise
     try:
         loop = asyncio.get_running_loop()
         config = uvicorn.Config(
@@ -240,7 +251,7 @@ async def run(settings: Settings) -> None:
             server_header=False,
         )
         server = _Server(config, lambda: loop.create_task(service.drain(settings.drain_seconds)))
-        serving = loop.create_task(server.serve())
+        serving = loop.create_task(server.serve([listener]))
         announcing = loop.create_task(_announce(server, settings, engine))
         try:
             await serving
@@ -248,6 +259,24 @@ async def run(settings: Settings) -> None:
             announcing.cancel()
     finally:
         await engine.stop()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """The address is ours, or it is known at once that it cannot be; connections are refused until somebody listens.
+
+    Raises:
+        OSError: it is taken, or not one of this machine's.
+    """
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}") from None
+    return listener
 
 
 async def _announce(server: uvicorn.Server, settings: Settings, engine: Engine) -> None:
