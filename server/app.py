@@ -27,7 +27,7 @@ from server.core.voice import VoiceDetector
 from server.endpoints.auth import Keys
 from server.endpoints.ops import ops_routes, project_version
 from server.endpoints.websocket import Service, envelope_routes, realtime_routes
-from server.engines.base import Engine
+from server.engines.base import Engine, EngineError
 from server.metrics import Metrics
 from server.protocols.base import Served
 from server.protocols.realtime import RealtimeDialect
@@ -52,7 +52,11 @@ def build_engine(settings: Settings) -> tuple[Engine, str]:
     if chosen == "scripted":
         from server.engines.scripted import ScriptedEngine, read_script
 
-        return ScriptedEngine(read_script(settings.script), delay_seconds), reason
+        try:
+            script = read_script(settings.script)
+        except EngineError as error:
+            raise ConfigError(f"--script={settings.script:.80} (or EARMARK_SCRIPT): {error}") from None
+        return ScriptedEngine(script, delay_seconds), reason
     if importlib.util.find_spec("pocketsphinx") is None:
         raise ConfigError("--engine=sphinx: PocketSphinx is not installed; pip install 'earmark[sphinx]'")
     from server.engines.sphinx.engine import SphinxEngine
@@ -85,7 +89,7 @@ def build_app(settings: Settings, engine: Engine, keys: Keys) -> tuple[FastAPI, 
             watch.cancel()
 
     app = FastAPI(title="Earmark", version=project_version(), lifespan=lifespan)
-    app.include_router(ops_routes(service, models))
+    app.include_router(ops_routes(service, models, require_key=settings.require_key))
     unlimited = settings.unlimited
     if "yap" in settings.surfaces:
         limits = LifetimeLimits(settings.idle_timeout_s, settings.max_connection_duration_s)
@@ -224,7 +228,7 @@ def configure_logging(settings: Settings) -> None:
 async def run(settings: Settings) -> None:
     """Serve until TERM or INT. The port opens once the engine can transcribe."""
     keys = [key for key in (settings.api_key.strip(), *settings.api_keys) if key]
-    if not keys and "yap" in settings.surfaces:
+    if not keys and ("yap" in settings.surfaces or settings.require_key):
         keys = [secrets.token_urlsafe(24)]
         print(f"No VOXTRAL_API_KEY is set. The key of this run: {keys[0]}", file=sys.stderr, flush=True)
     engine, reason = build_engine(settings)
