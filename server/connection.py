@@ -234,7 +234,9 @@ class Connection:
             self._streams.pop(event.segment, None)
         try:
             self._happen(event)
-            if self._inbound and not self._working:  # else whoever is at work goes on with them, after the frame in hand
+            if (
+                self._inbound and not self._working
+            ):  # else whoever is at work goes on with them, after the frame in hand
                 self._take_inbound()
             if not isinstance(event, Heard):
                 self._lifetime.touch(self._loop.time())
