@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -32,8 +33,10 @@ def serve() -> Iterator[Serve]:
     yield give
     logs = []
     for server in started.values():
+        server.signal(signal.SIGTERM)  # all at once, then one after the other
+    for server in started.values():
         try:
-            server.stop()
+            server.wait_or_kill()
         finally:
             logs.append(server.log())
             _running.remove(server)

@@ -112,8 +112,11 @@ class RunningServer:
 
     def stop(self) -> int:
         """Ask it to end, and wait until it has."""
-        if self.process.poll() is None:
-            self.signal(signal.SIGTERM)
+        self.signal(signal.SIGTERM)
+        return self.wait_or_kill()
+
+    def wait_or_kill(self) -> int:
+        """Its exit status once it has ended; a server that does not end in time is killed, and that is an error."""
         try:
             return self.wait()
         finally:
