@@ -141,7 +141,9 @@ def _run_folders(place: Path) -> list[Path]:
 
 def _newest_bench(places: Sequence[Path]) -> list[Path]:
     """The runs that the newest bench.json lists, as far as they are scored; none when there is no such file."""
-    listed = sorted((path for place in places for path in (*place.glob("bench.json"), *place.glob("*/bench.json"))), key=_age)
+    listed = sorted(
+        (path for place in places for path in (*place.glob("bench.json"), *place.glob("*/bench.json"))), key=_age
+    )
     for path in reversed(listed):
         names = msgspec.json.decode(path.read_bytes(), type=_Bench).runs
         runs = [folder for name in names for folder in _run_folders(path.parent.parent / name)]

@@ -53,11 +53,11 @@ def _headline_of_many(cells: Sequence[Cell]) -> str:
         spread = f"{percent(min(rates))} to {percent(max(rates))}" if rates else "unknown"
         parts.append(f"{subject(cells)} {at_delay(first)}: WER {spread}")
     words = [word for cell in cells if (word := cell.scores.latency.get("word_emission_latency")) is not None]
-    p50, p95 = [word.p50.value for word in words], [word.p95.value for word in words]
-    if p50 and None not in p50:
-        parts.append(f"the median recognised word is shown after {seconds(min(p50))} to {seconds(max(p50))}")
-        if None not in p95:
-            parts[-1] += f" (95 % within {seconds(min(p95))} to {seconds(max(p95))})"
+    p50 = [word.p50.value for word in words if word.p50.value is not None]
+    p95 = [word.p95.value for word in words if word.p95.value is not None]
+    if p50 and p95:
+        within = f"95 % within {seconds(min(p95))} to {seconds(max(p95))}"
+        parts.append(f"the median recognised word is shown after {seconds(min(p50))} to {seconds(max(p50))} ({within})")
     concurrencies = sorted({cell.run.config.concurrency for cell in cells})
     streams = (
         " and ".join(str(n) for n in concurrencies)

@@ -39,7 +39,14 @@ from harness.score import Scores
 from harness.statistics import Distribution, Estimate
 from harness.store import Run
 from harness.wording import (
-    interval_milliseconds, interval_percent, interval_plain, interval_seconds, milliseconds, percent, plain, seconds,
+    interval_milliseconds,
+    interval_percent,
+    interval_plain,
+    interval_seconds,
+    milliseconds,
+    percent,
+    plain,
+    seconds,
 )  # fmt: skip
 
 WORST_SHOWN = 12  # per cell; the rest is in utterances.parquet
@@ -302,7 +309,9 @@ def _accuracy_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
     series = wer_by_delay(cells)
     if series:
         published = published_for(cells)
-        caption = "Bars are 95 % intervals of each rate alone. The cells share their utterances, so differences between them "
+        caption = (
+            "Bars are 95 % intervals of each rate alone. The cells share their utterances, so differences between them "
+        )
         caption += "are surer than the bars suggest: see the paired comparison at the top."
         plots.append(
             _plot(
