@@ -71,20 +71,23 @@ def _headline_of_many(cells: Sequence[Cell]) -> str:
 
 def findings(cells: Sequence[Cell]) -> list[str]:
     """A few sentences about what is worth a look, each computed from the runs."""
-    said = [_what_delay_buys(cells)] if len({cell.run.config.delay_ms for cell in cells}) > 1 else []
+    said = [_what_delay_buys(cells)] if any(True for _ in delay_pairs(cells)) else []
     return [*said, *_concentration(cells), *_excess(cells), *_missing(cells), *_stalls(cells), *_falling_behind(cells)]
 
 
 def _what_delay_buys(cells: Sequence[Cell]) -> str:
+    fewest = min(cell.run.config.concurrency for cell in cells)
+    at_fewest = [cell for cell in cells if cell.run.config.concurrency == fewest]
     steps = []
-    for before, after in delay_pairs(cells):
+    for before, after in delay_pairs(at_fewest):
         change = wer_change(before, after)
-        points = f"{signed_points(change.value)} {interval_points(change)}"
         clear = "" if _direction(change) else ", not distinguishable from none"
+        delays = f"{before.run.config.delay_ms} → {after.run.config.delay_ms} ms"
         steps.append(
-            f"{before.run.config.delay_ms} → {after.run.config.delay_ms} ms changes the WER by {points} points{clear}"
+            f"{delays} changes the WER by {signed_points(change.value)} {interval_points(change)} points{clear}"
         )
-    return "Same utterances compared: " + "; ".join(steps) + "." if steps else "No two cells differ in the delay alone."
+    where = f" with {streams_at_once(at_fewest[0].run)}" if len(at_fewest) < len(cells) else ""
+    return f"Same utterances compared{where}: " + "; ".join(steps) + "."
 
 
 def _concentration(cells: Sequence[Cell]) -> Iterable[str]:

@@ -20,7 +20,7 @@ from rich.console import Console
 from harness import cells, figures, findings, report, score, store
 from harness.normalise import normaliser
 from harness.timeline import Outcome
-from tests.harness.made_runs import CAVEAT, NORMALISER, Recipe, config, make, records
+from tests.harness.made_runs import CAVEAT, NORMALISER, SPEAKERS, Recipe, config, make, records
 
 Page = Callable[..., str]
 
@@ -138,6 +138,28 @@ def test_the_caveat_stands_before_the_numbers_and_by_the_accuracy(page: str) -> 
     assert page.index(CAVEAT) < page.index('id="numbers"')
     accuracy = page[page.index('id="accuracy"') : page.index('id="latency"')]
     assert CAVEAT in accuracy
+
+
+def test_differences_are_compared_on_the_same_utterances(page: str, study: list[Path]) -> None:
+    seen = text_of(page[page.index('id="accuracy"') : page.index('id="latency"')])
+    one, two, _ = cells.load(study)
+    change = cells.wer_change(one, two)
+    assert change.value is not None
+    assert change.low is not None
+    assert change.high is not None
+    assert (
+        f"160 ms → 480 ms, 8 streams at once {100 * change.value:+.1f} [{100 * change.low:.1f}, {100 * change.high:.1f}] yes"
+        in seen
+    )
+    errors = [(c.scored["substitutions"] + c.scored["deletions"] + c.scored["insertions"]).sum() for c in (one, two)]
+    words = one.scored["reference_words"].sum()
+    assert change.value == pytest.approx((errors[1] - errors[0]) / words)
+
+
+def test_every_speaker_has_a_wer(page: str) -> None:
+    seen = text_of(page[page.index('id="accuracy"') : page.index('id="latency"')])
+    for speaker in SPEAKERS:
+        assert f"{speaker} (20 utterances)" in seen
 
 
 def test_a_sound_run_has_no_banner(page: str) -> None:
