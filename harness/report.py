@@ -331,7 +331,7 @@ def _accuracy_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
         caption = (
             "Bars are 95 % intervals of each rate alone. The cells share their utterances, so differences between them "
         )
-        caption += "are surer than the bars suggest: see the paired comparison at the top."
+        caption += "are surer than the bars suggest: see the table below."
         plots.append(
             _plot(
                 figures.rate_by_delay(series, published=published),
