@@ -182,19 +182,19 @@ class _Alignment:
         last: Step | None = None
         for step in steps(record):
             if step.former is not None:
-                self._credit(*step.former)
+                words, since_ns = step.former
+                self._note(self._aligner.align(words), since_ns)
             if step.new_text:
                 self.changes_ns.append(step.t_ns)
             last = step
         standing: list[int | None] = [None] * tokens
         matched_to = 0
         if last is not None:
-            self._credit(last.words, last.since)
-            for token, shown in self._aligner.align(last.words, whole=last.final, again=True):
+            pairs = self._aligner.align(last.words, whole=last.final, again=True)
+            self._note(pairs, last.since)
+            for token, shown in pairs:
                 standing[token] = last.since[shown]
                 matched_to = max(matched_to, token + 1)
-                if self._emitted[token] is None:
-                    self._emitted[token] = last.since[shown]
         self.emitted_ns = self._by_word(self._emitted)
         self.final_ns = self._by_word(standing)
         self.unmatched = sum(1 for piece, t_ns in zip(pieces, self.emitted_ns, strict=True) if piece and t_ns is None)
@@ -202,8 +202,8 @@ class _Alignment:
             1 for piece, begin in zip(pieces, self._bounds, strict=False) if piece and begin >= matched_to
         )
 
-    def _credit(self, words: list[str], since_ns: list[int]) -> None:
-        for token, shown in self._aligner.align(words):
+    def _note(self, pairs: list[tuple[int, int]], since_ns: list[int]) -> None:
+        for token, shown in pairs:
             earlier = self._emitted[token]
             if earlier is None or since_ns[shown] < earlier:
                 self._emitted[token] = since_ns[shown]
@@ -273,10 +273,7 @@ class PrefixAligner:
 
     def _extend(self, words: list[str]) -> int:
         """Makes the columns for ``words``; returns how many of its first words had them."""
-        known = self._words
-        kept = len(known) if words[: len(known)] == known else 0
-        while kept < min(len(known), len(words)) and known[kept] == words[kept]:
-            kept += 1
+        kept = _common(self._words, words)
         del self._words[kept:], self._rises[kept + 1 :], self._falls[kept + 1 :]
         rises, falls, everything = self._rises[kept], self._falls[kept], self._all
         for word in words[kept:]:
@@ -320,6 +317,18 @@ class PrefixAligner:
         )
         distance = np.concatenate([[0], np.cumsum(up.astype(np.int32) - down)])
         return size - int(np.argmin(distance[::-1]))
+
+
+def _common(one: list[str], other: list[str]) -> int:
+    """The length of the common beginning; compares slices, halving, since the lists mostly differ at their ends."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _lag(record: StreamRecord, emitted_ns: Sequence[int | None]) -> tuple[Lag, ...]:

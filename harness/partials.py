@@ -127,12 +127,14 @@ def steps(record: StreamRecord) -> Iterator[Step]:
             continue
         former = (words, since)
         times = [entry.t_ns] * len(tail)
-        unstable = 0
+        unstable = shift = 0
         for op in Levenshtein.opcodes(old, tail):
             if op.tag != "equal":
                 unstable += op.src_end - op.src_start
-            elif op.dest_start - op.src_start <= 1:
-                # Pushed back further it is hardly the same word: a misheard one that is equal to a word said later.
+            elif op.dest_start - op.src_start <= shift + 1 or op.src_end - op.src_start > 1:
+                # A single word pushed back by more than one is hardly the same word, but a misheard one that is equal to
+                # a word said later; it stands since now.
+                shift = op.dest_start - op.src_start
                 times[op.dest_start : op.dest_end] = since[kept + op.src_start : kept + op.src_end]
         words, since = words[:kept] + tail, since[:kept] + times
         yield Step(entry.t_ns, final, words, since, former, unstable, len(old), len(tail), bool(tail))

@@ -341,8 +341,8 @@ def mapsswe(errors: ArrayLike, other_errors: ArrayLike) -> Difference:
 def rank_shift(values: ArrayLike, others: ArrayLike) -> Difference:
     """Mann-Whitney test and Hodges-Lehmann shift, other less first, for values that are not paired.
 
-    The interval is made of the pairwise differences whose ranks bound the test's statistic (Hollander & Wolfe, 4.3). ``detectable`` is that of
-    a t test for the same samples, widened by the rank test's worst efficiency, 0.864.
+    The interval is made of the pairwise differences whose ranks bound the test's statistic (Hollander & Wolfe, 4.3).
+    ``detectable`` is that of a t test for the same samples, widened by the rank test's worst efficiency, 0.864.
     """
     from scipy.stats import mannwhitneyu
 

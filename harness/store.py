@@ -19,7 +19,7 @@ from harness.timeline import Entry, Kind, Outcome, StreamRecord
 from wire.words import TimedWord
 
 SCHEMA = 1
-_ENTRIES_BY_GROUP = 1 << 19
+ENTRIES_BY_GROUP = 1 << 19
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
@@ -110,7 +110,7 @@ def create(root: Path, config: RunConfig, created: datetime | None = None) -> Pa
     moment = (created or datetime.now(UTC)).astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
     delay = "own" if config.delay_ms is None else str(config.delay_ms)
     parts = (moment, config.engine, config.dataset, f"c{config.concurrency}", f"d{delay}")
-    name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part).strip("._") or "unnamed" for part in parts)
+    name = "-".join(re.sub(r"[^A-Za-z0-9._-]+", "_", part).strip("._-") or "unnamed" for part in parts)
     root.mkdir(parents=True, exist_ok=True)
     for number in range(1, 1000):
         folder = root / (name if number == 1 else f"{name}-{number}")
@@ -230,13 +230,13 @@ def write_records(folder: Path, records: Sequence[StreamRecord]) -> None:
 
 
 def _batches(records: Iterable[StreamRecord]) -> Iterator[Any]:
-    """Record batches of the timeline of about `_ENTRIES_BY_GROUP` rows, so that memory stays bounded."""
+    """Record batches of the timeline of about `ENTRIES_BY_GROUP` rows, so that memory stays bounded."""
     waiting: list[StreamRecord] = []
     size = 0
     for record in records:
         waiting.append(record)
         size += len(record.entries)
-        if size >= _ENTRIES_BY_GROUP:
+        if size >= ENTRIES_BY_GROUP:
             yield _batch(waiting)
             waiting, size = [], 0
     yield _batch(waiting)

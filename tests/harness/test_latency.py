@@ -106,6 +106,12 @@ def test_a_change_before_a_word_does_not_make_it_less_final() -> None:
     assert found.word_finality_latencies == close((1.6, 0.2))
 
 
+def test_words_pushed_back_by_a_late_insertion_stand_since_they_were_shown() -> None:
+    # The final puts "well then" before four words that stood all along.
+    found = measure(record(per_second("well then a b c d"), appended(6.5, "a b c d"), final(8, "well then a b c d")))
+    assert found.word_finality_latencies == close((7, 6, 3.5, 2.5, 1.5, 0.5))
+
+
 def test_a_word_right_only_for_a_while_is_emitted_but_never_final() -> None:
     found = measure(
         record(
@@ -306,6 +312,14 @@ def test_words_that_come_after_the_audio_say_nothing_of_drift() -> None:
 def test_a_burst_is_one_point_of_the_lag_series() -> None:
     found = measure(record(per_second("a b c"), appended(3.5, "a b c"), final(4, "a b c")))
     assert [(point.seconds, point.before, point.after) for point in found.lag] == [pytest.approx((3.5, 3.5, 0.5))]
+
+
+def test_an_older_word_put_right_later_does_not_set_the_lag_back() -> None:
+    # "a" is put right at 2.6, when "b", which ends at 2, was already there.
+    found = measure(
+        record(per_second("a b"), tentative(1.3, "x"), tentative(2.2, "x b"), tentative(2.6, "a b"), final(4, "a b"))
+    )
+    assert [(point.seconds, point.before, point.after) for point in found.lag] == [pytest.approx((2.2, 2.2, 0.2))]
 
 
 def test_a_stall_is_a_long_gap_with_three_words_in_it() -> None:

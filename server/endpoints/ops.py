@@ -1,0 +1,92 @@
+"""What operators and probes ask: health, metrics, models, version."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import JSONResponse
+
+from server.endpoints.websocket import Service
+
+_STARTED = int(time.time())
+
+
+def project_version() -> str:
+    """The installed version; ``0+source`` when run from a source tree."""
+    try:
+        return version("earmark")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+def ops_routes(service: Service, models: list[str]) -> APIRouter:
+    """Health, metrics and models. Until the engine can transcribe, and while draining, health is 503."""
+    router = APIRouter()
+    info = service.engine.info
+
+    @router.get("/")
+    async def root() -> dict[str, object]:
+        return {
+            "status": "ok",
+            "name": "Earmark",
+            "version": project_version(),
+            "engine": info.name,
+            "model": models[0],
+            "docs_url": "/docs",
+            "health_url": "/health",
+        }
+
+    @router.get("/healthz")
+    async def healthz() -> JSONResponse:
+        return JSONResponse({"status": "draining"}, 503) if service.draining else JSONResponse({"status": "ok"})
+
+    @router.get("/health")
+    async def health() -> JSONResponse:
+        body = {
+            "status": "draining" if service.draining else "healthy",
+            "timestamp": time.time(),
+            "engine": info.name,
+            "model": models[0],
+            "connections": len(service.connections),
+            **{f"engine_{figure}": value for figure, value in service.engine.metrics().items()},
+        }
+        return JSONResponse(body, 503 if service.draining else 200)
+
+    @router.get("/ping")
+    async def ping() -> Response:
+        return Response()
+
+    @router.get("/version")
+    async def version_() -> dict[str, str]:
+        return {"version": project_version()}
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        for figure, value in service.engine.metrics().items():
+            service.metrics.engine.labels(figure).set(value)
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/v1/models")
+    async def list_models() -> dict[str, object]:
+        return {
+            "object": "list",
+            "data": [
+                {
+                    "id": model,
+                    "object": "model",
+                    "created": _STARTED,
+                    "owned_by": "earmark",
+                    # additive, for clients that want to know what they measure
+                    "engine": info.name,
+                    "caveat": info.caveat,
+                    "delay_ms": round(info.default_delay_seconds * 1000),
+                    "delays_ms": [round(delay * 1000) for delay in info.delays_seconds],
+                }
+                for model in models
+            ],
+        }
+
+    return router

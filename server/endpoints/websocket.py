@@ -1,0 +1,135 @@
+"""The WebSocket paths: who may come in, and the socket that the connection shell runs on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+from fastapi import APIRouter, WebSocket
+from starlette.responses import JSONResponse
+from starlette.websockets import WebSocketDisconnect
+
+from server.connection import Connection, Surface
+from server.core.limits import Admission
+from server.core.voice import VoiceDetector
+from server.endpoints.auth import Keys, bearer_key, envelope_key
+from server.engines.base import Engine
+from server.metrics import Metrics
+from server.protocols import yap
+from server.protocols.base import Close, Reply
+
+_log = structlog.get_logger("earmark.access")
+
+
+class AsgiSocket:
+    """A Starlette WebSocket as the connection shell wants it."""
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+
+    async def receive(self) -> str | bytes | None:
+        message = await self._websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            return None
+        text: str | None = message.get("text")
+        if text is not None:
+            return text
+        data: bytes = message["bytes"]
+        return data
+
+    async def send(self, frame: str) -> None:
+        await self._websocket.send({"type": "websocket.send", "text": frame})
+
+    async def close(self, code: int, reason: str) -> None:
+        await self._websocket.close(code, reason)
+
+
+@dataclass(slots=True)
+class Service:
+    """What all WebSocket paths share: engine, keys, metrics, and who is inside."""
+
+    engine: Engine
+    keys: Keys
+    metrics: Metrics
+    voice: Callable[[], VoiceDetector] | None = None
+    connections: set[Connection] = field(default_factory=set)
+    draining: bool = False
+
+    async def serve(self, websocket: WebSocket, surface: Surface, admission: Admission) -> None:
+        """Run an accepted and admitted socket to its end."""
+        socket = AsgiSocket(websocket)
+        connection = Connection(socket, surface, self.engine, self.metrics, self.voice)
+        self.connections.add(connection)
+        _log.info("accepted", surface=surface.name, active=admission.active)
+        try:
+            await connection.run()
+        except* WebSocketDisconnect:
+            pass  # the client went away while something was being sent to it
+        finally:
+            self.connections.discard(connection)
+            admission.leave()
+            _log.info("closed", surface=surface.name, active=admission.active)
+
+    async def drain(self, seconds: float) -> None:
+        """Let nobody in, wait until no utterance is under way, at most ``seconds``, then send everybody home with 1012."""
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        # polled: a few times a second, once in a server's life, is simpler than every connection telling
+        while any(connection.busy for connection in self.connections) and loop.time() < end:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        for connection in list(self.connections):
+            connection.close(1012, "server is shutting down")
+        end = loop.time() + min(seconds, 2.0)
+        while self.connections and loop.time() < end:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def _turn_away(websocket: WebSocket, steps: tuple[Reply, Close]) -> None:
+    reply, close = steps
+    await websocket.accept()
+    await websocket.send_text(reply.frame)
+    await websocket.close(close.code, close.reason)
+
+
+def envelope_routes(service: Service, surface: Surface, admission: Admission) -> APIRouter:
+    """``/api/asr-streaming``: key, then capacity, then accept; a rejection is told on the accepted socket."""
+    router = APIRouter()
+
+    @router.websocket("/api/asr-streaming")
+    async def asr_streaming(websocket: WebSocket) -> None:
+        if envelope_key(websocket) not in service.keys:
+            service.metrics.connections_rejected.labels(surface.name, "authentication_failed").inc()
+            await _turn_away(websocket, yap.rejection("authentication_failed", "missing or wrong API key"))
+            return
+        if service.draining or not admission.enter():
+            why = "the server is shutting down" if service.draining else f"all {admission.limit} connections are taken"
+            service.metrics.connections_rejected.labels(surface.name, "server_at_capacity").inc()
+            await _turn_away(websocket, yap.rejection("server_at_capacity", f"{why}; try again later"))
+            return
+        await websocket.accept()
+        await service.serve(websocket, surface, admission)
+
+    return router
+
+
+def realtime_routes(service: Service, surface: Surface, admission: Admission, *, require_key: bool) -> APIRouter:
+    """``/v1/realtime``: open unless a key is required, and then refused in the handshake as vLLM does."""
+    router = APIRouter()
+
+    @router.websocket("/v1/realtime")
+    async def realtime(websocket: WebSocket) -> None:
+        if require_key and bearer_key(websocket) not in service.keys:
+            service.metrics.connections_rejected.labels(surface.name, "authentication_failed").inc()
+            await websocket.send_denial_response(JSONResponse({"error": "Unauthorized"}, 401))
+            return
+        if service.draining or not admission.enter():
+            service.metrics.connections_rejected.labels(surface.name, "server_at_capacity").inc()
+            await websocket.send_denial_response(JSONResponse({"error": "Service unavailable, try again later"}, 503))
+            return
+        await websocket.accept()
+        await service.serve(websocket, surface, admission)
+
+    return router

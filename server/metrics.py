@@ -1,0 +1,50 @@
+"""The server's own measurements, for Prometheus. Latencies are seconds; every one that has a surface is labelled with it."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+_LOOP = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_LIFE = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+
+class Metrics:
+    """One set per server process, on a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
+            return Gauge(f"earmark_{name}", meaning, labels, registry=self.registry)
+
+        def counter(name: str, meaning: str, *labels: str) -> Counter:
+            return Counter(f"earmark_{name}", meaning, labels, registry=self.registry)
+
+        def histogram(name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"earmark_{name}", meaning, labels, registry=self.registry, buckets=buckets)
+
+        self.connections_active = gauge("connections_active", "Open connections", "surface")
+        self.connections = counter("connections", "Connections accepted", "surface")
+        self.connections_rejected = counter("connections_rejected", "Connections turned away", "surface", "reason")
+        self.connection_seconds = histogram(
+            "connection_duration_seconds", "How long connections lived", _LIFE, "surface"
+        )
+        self.utterances = counter("utterances", "Utterances ended: final, cancelled, failed", "surface", "outcome")
+        self.segments = counter("segments", "Engine segments opened", "surface")
+        self.audio_seconds = counter("audio_seconds", "Audio received", "surface")
+        self.dropped_seconds = counter("dropped_audio_seconds", "Audio dropped", "surface")
+        self.errors = counter("errors", "Error frames sent", "surface", "reason")
+        self.first_token = histogram(
+            "first_token_seconds", "First audio received to first text sent", _LATENCY, "surface"
+        )
+        self.finalisation = histogram(
+            "finalisation_seconds", "End of audio received to final sent", _LATENCY, "surface"
+        )
+        self.audio_lag = histogram(
+            "audio_lag_seconds", "Audio received, not yet heard by the engine, when text is sent", _LATENCY, "surface"
+        )
+        self.loop_delay = histogram(
+            "event_loop_delay_seconds", "How much later than asked the event loop woke up", _LOOP
+        )
+        self.engine = gauge("engine", "Figures of the engine at the moment", "figure")
