@@ -126,7 +126,11 @@ def test_injected_errors_are_counted_exactly(tmp_path: Path) -> None:
 def test_injected_stalls_and_lost_tails_are_counted_exactly(tmp_path: Path) -> None:
     words, streams = sentence(40), 4
     corpus = spoken(tmp_path, words, 8.0, streams, silent=True)
-    script = {"words": [msgspec.to_builtins(word) for word in words], "stalls": [{"at": 2.0, "seconds": 3.0}], "lost_tail_words": 5}
+    script = {
+        "words": [msgspec.to_builtins(word) for word in words],
+        "stalls": [{"at": 2.0, "seconds": 3.0}],
+        "lost_tail_words": 5,
+    }
     measured = measure(tmp_path, corpus, script, protocol="yap", delay_ms=80)
 
     assert [row["stalls"] for row in measured.rows] == [1] * streams
@@ -151,7 +155,9 @@ def test_audio_that_the_server_dropped_is_measured_exactly(tmp_path: Path) -> No
 def test_a_fault_fails_the_stream_and_counts_as_deletions(tmp_path: Path) -> None:
     words, streams = sentence(20), 3
     corpus = spoken(tmp_path, words, 4.0, streams)
-    measured = measure(tmp_path, corpus, {"faults": [{"at": 1.0, "code": "processing_error"}]}, protocol="realtime", delay_ms=80)
+    measured = measure(
+        tmp_path, corpus, {"faults": [{"at": 1.0, "code": "processing_error"}]}, protocol="realtime", delay_ms=80
+    )
 
     assert measured.scores.outcomes == {"failed": streams}
     assert all(record.error and record.error.startswith("processing_error") for record in measured.records)
