@@ -152,7 +152,21 @@ def _quantiles(values: Sequence[float], *percents: float) -> list[float]:
     return [round(float(value), 2) for value in np.percentile(values, percents)]
 
 
-HEADINGS = ("protocol", "streams", "ok", "words", "delay p50", "p95", "p99 ms", "late p50", "p99", "max ms", "gen", "server ms/s", "errors")
+HEADINGS = (
+    "protocol",
+    "streams",
+    "ok",
+    "words",
+    "delay p50",
+    "p95",
+    "p99 ms",
+    "late p50",
+    "p99",
+    "max ms",
+    "gen",
+    "server ms/s",
+    "errors",
+)
 
 
 def _row(result: Result) -> tuple[object, ...]:

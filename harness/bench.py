@@ -119,7 +119,10 @@ def run(plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
         ReplayError: the server transcribes nothing.
     """
     watcher = watcher or Watcher()
-    _ = address(DRIVERS[plan.protocol], plan.target or "ws://127.0.0.1", plan.api_key)  # complain before anything starts
+    try:
+        address(DRIVERS[plan.protocol], plan.target or "ws://127.0.0.1", plan.api_key)
+    except ValueError as error:
+        raise BenchError(str(error)) from None
     outcome = Outcome(_folder(plan, corpus))
     try:
         with _measured(plan, outcome.folder, watcher) as measured:
@@ -262,7 +265,9 @@ def _new_run(plan: Plan, corpus: Corpus, measured: Measured, concurrency: int, d
         dataset=corpus.name,
         corpus_sha256=corpus.sha256,
         protocol=plan.protocol,
-        target="started" if plan.target is None else f"{parts.scheme}://{parts.hostname}:{parts.port or ''}{parts.path}",
+        target="started"
+        if plan.target is None
+        else f"{parts.scheme}://{parts.hostname}:{parts.port or ''}{parts.path}",
         engine=measured.engine,
         model=measured.model or "unknown",
         concurrency=concurrency,
@@ -289,9 +294,7 @@ def _replay(
 ) -> Replayed:
     stop = asyncio.Event()
     with asyncio.Runner(loop_factory=new_event_loop) as runner, _interrupts(runner.get_loop(), stop, server):
-        return runner.run(
-            replay(utterances, destination, cell, audio.load, on_progress=watcher.progress, stop=stop)
-        )
+        return runner.run(replay(utterances, destination, cell, audio.load, on_progress=watcher.progress, stop=stop))
 
 
 @contextlib.contextmanager

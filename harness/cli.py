@@ -43,7 +43,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except _CannotCompare as error:
+    except _NoBaselineError as error:
         print(f"earmark: {error}", file=sys.stderr)
         sys.exit(CANNOT_COMPARE)
     except Exception as error:  # noqa: BLE001 - those that are not expected are raised again
@@ -74,14 +74,17 @@ def _expected() -> tuple[type[Exception], ...]:
         "harness.cells": "NoRunsError",
         "harness.gate": "GateError",
     }
-    return (Refused, *(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules))
+    return (
+        UsageError,
+        *(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules),
+    )
 
 
-class Refused(Exception):
+class UsageError(Exception):
     """An argument that makes no sense; the message says which and why."""
 
 
-class _CannotCompare(Exception):
+class _NoBaselineError(Exception):
     """The gate has nothing to hold the runs against."""
 
 
@@ -91,7 +94,9 @@ class _CannotCompare(Exception):
 @app.command()
 def bench(
     dataset: Annotated[str, typer.Option(help="Name of a dataset ('earmark datasets list'), or a path.")] = "spoken-en",
-    concurrency: Annotated[str, typer.Option(help="Streams at once; several, comma-separated, make several runs.")] = "8",
+    concurrency: Annotated[
+        str, typer.Option(help="Streams at once; several, comma-separated, make several runs.")
+    ] = "8",
     delay_ms: Annotated[
         str | None,
         typer.Option(
@@ -101,23 +106,32 @@ def bench(
     ] = None,
     packet_ms: Annotated[int, typer.Option(help="Audio per packet.", min=5, max=10_000)] = 80,
     protocol: Annotated[str, typer.Option(help="yap or realtime.")] = "yap",
-    engine: Annotated[str, typer.Option(help="Engine of the server that is started: auto, sphinx, scripted, ...")] = "auto",
-    target: Annotated[str | None, typer.Option(help="Measure this server (ws://host:port) instead of starting one.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="Engine of the server that is started: auto, sphinx, scripted, ...")
+    ] = "auto",
+    target: Annotated[
+        str | None, typer.Option(help="Measure this server (ws://host:port) instead of starting one.")
+    ] = None,
     api_key: Annotated[str | None, typer.Option(help="Key for the target.", envvar="EARMARK_API_KEY")] = None,
     model: Annotated[str | None, typer.Option(help="Model to ask for.", show_default="what the server serves")] = None,
-    header: Annotated[list[str] | None, typer.Option(help="'Name: value' sent with every handshake; repeatable.")] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(help="'Name: value' sent with every handshake; repeatable.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only so many utterances, spread over the speakers.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Of the order and of the phases of the streams.")] = 0,
     speed: Annotated[float, typer.Option(help="Audio seconds per second; 'inf' sends unpaced.")] = 1.0,
     repeat: Annotated[int, typer.Option(help="How often each utterance is replayed in a run.", min=1)] = 1,
     out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("reports/runs"),
     label: Annotated[str, typer.Option(help="A note kept with the runs.")] = "",
-    normaliser: Annotated[str | None, typer.Option(help="How texts are made comparable.", show_default="by language")] = None,
+    normaliser: Annotated[
+        str | None, typer.Option(help="How texts are made comparable.", show_default="by language")
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave broken rows of the dataset out.")] = False,
     report: Annotated[bool, typer.Option(help="Write the HTML report.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
     server_option: Annotated[
-        list[str] | None, typer.Option(help="Passed to the server that is started, e.g. --server-option=--sphinx-workers=2.")
+        list[str] | None,
+        typer.Option(help="Passed to the server that is started, e.g. --server-option=--sphinx-workers=2."),
     ] = None,
 ) -> int:
     """Start a server (or take --target), replay a dataset against it, score, report."""
@@ -126,7 +140,7 @@ def bench(
 
     terminal = _Terminal(everything_to_stderr=as_json)
     if target is not None and server_option:
-        raise Refused("--server-option is for the server that bench starts; it cannot be combined with --target")
+        raise UsageError("--server-option is for the server that bench starts; it cannot be combined with --target")
     plan = benches.Plan(
         concurrencies=_numbers(concurrency, "--concurrency"),
         delays_ms=_delays(delay_ms or ("server" if target else DEFAULT_DELAYS_MS)),
@@ -166,7 +180,8 @@ def bench(
 def _forecast(plan: Any, corpus: Corpus) -> str:
     cells = len(plan.concurrencies) * len(plan.delays_ms)
     seconds = sum(
-        max(corpus.seconds * plan.repeat / lanes, max(utterance.seconds for utterance in corpus.utterances)) / plan.speed
+        max(corpus.seconds * plan.repeat / lanes, max(utterance.seconds for utterance in corpus.utterances))
+        / plan.speed
         for lanes in plan.concurrencies
     ) * len(plan.delays_ms)
     return (
@@ -185,7 +200,9 @@ def _show(folders: list[Path], page: Path | None, terminal: _Terminal) -> Path |
         terminal.say("writing the report")
         reports.report(folders, page)
     caveats = dict.fromkeys(read_run(folder).config.caveat for folder in folders)
-    terminal.out.print(reports.console_table([read_scores(folder) for folder in folders], [text for text in caveats if text]))
+    terminal.out.print(
+        reports.console_table([read_scores(folder) for folder in folders], [text for text in caveats if text])
+    )
     if page is not None:
         terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
     else:
@@ -217,7 +234,7 @@ def _numbers(text: str, option: str) -> list[int]:
     try:
         return list(dict.fromkeys(int(part) for part in text.split(",") if part.strip()))
     except ValueError:
-        raise Refused(f"{option} {text}: whole numbers, comma-separated, are expected, e.g. 1,4,8") from None
+        raise UsageError(f"{option} {text}: whole numbers, comma-separated, are expected, e.g. 1,4,8") from None
 
 
 def _delays(text: str) -> list[int | None]:
@@ -229,7 +246,7 @@ def _headers(lines: list[str]) -> dict[str, str]:
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon or not name.strip() or any(character in line for character in "\r\n"):
-            raise Refused(f"--header {line!r}: 'Name: value' is expected")
+            raise UsageError(f"--header {line!r}: 'Name: value' is expected")
         headers[name.strip()] = value.strip()
     return headers
 
@@ -253,7 +270,7 @@ def _check_normaliser(name: str) -> None:
     try:
         normaliser(name)
     except ValueError as error:
-        raise Refused(f"--normaliser: {error}") from None
+        raise UsageError(f"--normaliser: {error}") from None
 
 
 class _Terminal:
@@ -279,7 +296,13 @@ class _Terminal:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._label = label
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[counts]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[counts]}"),
+        )
         # no thread of its own: it would take the interpreter from the replay whenever it likes
         self._bar = Progress(*columns, console=self.err, auto_refresh=False, transient=True)
         self._task = self._bar.add_task(label, total=total, counts="warming up")
@@ -297,7 +320,9 @@ class _Terminal:
             self._bar.update(self._task, completed=progress.done + progress.failed, counts=counts)
             self._bar.refresh()
         elif self._calls % LINES_EVERY == 0:
-            self.err.print(f"{self._label}: {progress.done + progress.failed}/{progress.total} done, {counts}", soft_wrap=True)
+            self.err.print(
+                f"{self._label}: {progress.done + progress.failed}/{progress.total} done, {counts}", soft_wrap=True
+            )
 
     def _end(self) -> None:
         if self._bar is not None and self.err.is_terminal:
@@ -312,7 +337,9 @@ def _console(*, stderr: bool) -> Console:
 
     console = Console(stderr=stderr, highlight=False)
     if not console.is_terminal:
-        console.width = max(console.width, WIDTH_OF_FILES)  # a table in a log should not be cut to the terminal of nobody
+        console.width = max(
+            console.width, WIDTH_OF_FILES
+        )  # a table in a log should not be cut to the terminal of nobody
     return console
 
 
@@ -340,7 +367,9 @@ def score(runs: Runs) -> int:
 @app.command()
 def report(
     runs: Runs,
-    out: Annotated[Path | None, typer.Option(help="The HTML file to write.", show_default="beside the first run")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The HTML file to write.", show_default="beside the first run")
+    ] = None,
 ) -> int:
     """Write one HTML report about scored runs."""
     _show(_expand(runs), out or runs[0] / "report.html", _Terminal())
@@ -349,10 +378,19 @@ def report(
 
 @app.command()
 def gate(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders to judge, or folders of a bench, or of many runs.", metavar="[RUN...]")] = None,
-    candidate: Annotated[list[Path] | None, typer.Option("--candidate", "--runs", help="The same as RUN; repeatable.")] = None,
-    baseline: Annotated[Path | None, typer.Option(help="Baseline file that 'gate --save' made, or a run folder.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write this baseline file from the runs, instead of judging them.")] = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Run folders to judge, or folders of a bench, or of many runs.", metavar="[RUN...]"),
+    ] = None,
+    candidate: Annotated[
+        list[Path] | None, typer.Option("--candidate", "--runs", help="The same as RUN; repeatable.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Baseline file that 'gate --save' made, or a run folder.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Write this baseline file from the runs, instead of judging them.")
+    ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the result here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
 ) -> int:
@@ -361,9 +399,11 @@ def gate(
 
     folders = _expand([*(runs or []), *(candidate or [])])
     if not folders:
-        raise Refused("gate: name the runs to judge, e.g. reports/runs/<UTC>-bench-<dataset>")
+        raise UsageError("gate: name the runs to judge, e.g. reports/runs/<UTC>-bench-<dataset>")
     if (baseline is None) == (save is None):
-        raise Refused("gate: give either --baseline FILE to judge the runs, or --save FILE to make a baseline of them")
+        raise UsageError(
+            "gate: give either --baseline FILE to judge the runs, or --save FILE to make a baseline of them"
+        )
     terminal = _Terminal(everything_to_stderr=as_json)
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
@@ -389,9 +429,9 @@ def _baseline(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _CannotCompare(f"the baseline {path} cannot be read: {error}") from error
+        raise _NoBaselineError(f"the baseline {path} cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise _CannotCompare(f"the baseline {path} holds no JSON object")
+        raise _NoBaselineError(f"the baseline {path} holds no JSON object")
     return found
 
 
@@ -466,7 +506,7 @@ def show_dataset(
 @datasets_app.command("fetch")
 def fetch_dataset(name: Annotated[str, typer.Argument(help="E.g. librispeech-test-clean, fleurs-en_us.")]) -> NoReturn:
     """Download a public dataset, with resume and checksum."""
-    raise Refused(f"fetching {name} is not built yet")
+    raise UsageError(f"fetching {name} is not built yet")
 
 
 if __name__ == "__main__":

@@ -152,9 +152,7 @@ class Connection(asyncio.Protocol):
                 self._listener.opened(t_ns)
             case InvalidStatus():
                 body = bytes(response.body or b"")[:200].decode(errors="replace").strip()
-                self._listener.turned_away(
-                    response.status_code, f"{response.reason_phrase} {body}".strip(), t_ns
-                )
+                self._listener.turned_away(response.status_code, f"{response.reason_phrase} {body}".strip(), t_ns)
             case error:
                 self._listener.turned_away(0, str(error), t_ns)
 

@@ -95,7 +95,11 @@ def _git() -> dict[str, Any] | None:
     try:
         if Path(git("rev-parse", "--show-toplevel")) not in folder.parents:
             return None
-        return {"commit": git("rev-parse", "HEAD"), "branch": git("branch", "--show-current"), "dirty": bool(git("status", "--porcelain"))}
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "branch": git("branch", "--show-current"),
+            "dirty": bool(git("status", "--porcelain")),
+        }
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -46,9 +46,20 @@ class Server:
     """A running server. ``api_key`` opens its surfaces that need one."""
 
     def __init__(
-        self, process: subprocess.Popen[str], announcement: Announcement, log: Path, api_key: str, reader: threading.Thread
+        self,
+        process: subprocess.Popen[str],
+        announcement: Announcement,
+        log: Path,
+        api_key: str,
+        reader: threading.Thread,
     ) -> None:
-        self._process, self.announcement, self.log, self.api_key, self._reader = process, announcement, log, api_key, reader
+        self._process, self.announcement, self.log, self.api_key, self._reader = (
+            process,
+            announcement,
+            log,
+            api_key,
+            reader,
+        )
 
     @property
     def pid(self) -> int:
@@ -113,7 +124,7 @@ def start(
             errors="replace",
             env=variables,
             process_group=0,
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 - one system call, nothing that another thread may hold
+            preexec_fn=_end_with_parent,  # one system call, nothing that another thread could hold
         )
     lines: queue.Queue[str | None] = queue.Queue()
     assert process.stdout is not None

@@ -7,7 +7,7 @@ import contextlib
 import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter_ns, process_time
 
 from harness.corpus import Utterance
@@ -58,7 +58,7 @@ class Cell:
 class Replayed:
     """What a cell left behind. Times in the records are ``perf_counter_ns`` less ``origin_ns``."""
 
-    records: list[StreamRecord]
+    records: list[StreamRecord] = field(repr=False)
     complete: bool
     origin_ns: int
     wall_seconds: float
@@ -77,7 +77,7 @@ class Shelf:
 
     def fill(self, utterances: Sequence[Utterance]) -> None:
         """Prepare as many as fit, before load begins."""
-        for utterance in utterances:
+        for utterance in {utterance.id: utterance for utterance in utterances}.values():
             if self._kept_bytes + utterance.seconds * BYTES_PER_SECOND * 4 / 3 > self._cell.prepared_bytes:
                 return
             self._keep(self._make(utterance))
@@ -211,7 +211,9 @@ async def _warm_up(
         stream = Stream(-1, -1, await shelf.get(shortest), destination, patience, Progress())
         await stream.run(timetable, 0)
         if stream.outcome is not Outcome.OK:
-            raise ReplayError(f"the warm-up utterance got no transcript from {_public(destination.url)}: {stream.error}")
+            raise ReplayError(
+                f"the warm-up utterance got no transcript from {_public(destination.url)}: {stream.error}"
+            )
     return []
 
 

@@ -58,7 +58,9 @@ class Prepared:
 
     __slots__ = ("end", "offsets_ns", "packets", "seconds", "sent_seconds", "speed", "start", "utterance")
 
-    def __init__(self, utterance: Utterance, pcm: bytes, destination: Destination, packet_ms: int, speed: float) -> None:
+    def __init__(
+        self, utterance: Utterance, pcm: bytes, destination: Destination, packet_ms: int, speed: float
+    ) -> None:
         driver, ends = destination.driver, packet_ends(len(pcm), packet_ms)
         self.utterance, self.speed = utterance, speed
         self.seconds = len(pcm) / BYTES_PER_SECOND
@@ -80,7 +82,13 @@ class Stream:
     """What is to be sent, what was, and what came back. ``run`` does it all; the rest is called by loop and connection."""
 
     def __init__(
-        self, index: int, lane: int, prepared: Prepared, destination: Destination, patience: Patience, progress: Progress
+        self,
+        index: int,
+        lane: int,
+        prepared: Prepared,
+        destination: Destination,
+        patience: Patience,
+        progress: Progress,
     ) -> None:
         self.index, self.lane, self.prepared = index, lane, prepared
         self.t0_ns = 0
@@ -269,8 +277,10 @@ class Stream:
             Entry(t_ns - origin_ns, Kind.PACKET, self._due_ns(index) - origin_ns, self.prepared.sent_seconds[index])
             for index, t_ns in enumerate(self._left_ns[:count])
         ]
-        for t_ns in self._left_ns[count:]:
-            entries.append(Entry(t_ns - origin_ns, Kind.END_OF_AUDIO, self._due_ns(count) - origin_ns))
+        entries += [
+            Entry(t_ns - origin_ns, Kind.END_OF_AUDIO, self._due_ns(count) - origin_ns)
+            for t_ns in self._left_ns[count:]
+        ]
         entries += [Entry(event.t_ns - origin_ns, event.kind, None, event.value, event.text) for event in self._events]
         entries.sort(key=lambda entry: entry.t_ns)
         return StreamRecord(

@@ -29,7 +29,9 @@ Row = dict[str, Any]
 class Sampler:
     """Samples while it is entered; ``rows`` afterwards. Figures that cannot be had are missing, never zero."""
 
-    def __init__(self, *, server_pid: int | None, harness_pid: int | None = None, interval_seconds: float = INTERVAL_SECONDS):
+    def __init__(
+        self, *, server_pid: int | None, harness_pid: int | None = None, interval_seconds: float = INTERVAL_SECONDS
+    ):
         self._command = [sys.executable, "-m", "harness.system", "--interval", str(interval_seconds)]
         self._command += ["--process", f"harness={harness_pid or os.getpid()}"]
         if server_pid is not None:
@@ -40,7 +42,12 @@ class Sampler:
 
     def __enter__(self) -> Sampler:
         self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, process_group=0
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            process_group=0,
         )
         self._reader = threading.Thread(target=self._read, daemon=True, name="system-samples")
         self._reader.start()
@@ -150,7 +157,7 @@ def _gpus() -> Iterator[tuple[int, Any]]:
         pynvml.nvmlInit()
     except (ImportError, OSError):
         return
-    except Exception as error:  # noqa: BLE001 - NVMLError exists only where the import succeeded
+    except Exception as error:  # NVMLError exists only where the import succeeded
         if type(error).__module__ != "pynvml":
             raise
         return
@@ -183,12 +190,17 @@ def main() -> None:
         for name, _, pid in (text.partition("=") for text in texts):
             measured[name] = Measured(int(pid), tree=tree)
     ended = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+    threading.Thread(target=_await_end_of_input, args=(ended,), daemon=True).start()
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         for rows in sample(measured, options.interval, ended):
             for row in rows:
                 print(json.dumps(row))
             sys.stdout.flush()
+
+
+def _await_end_of_input(ended: threading.Event) -> None:
+    sys.stdin.read()
+    ended.set()
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ class Timetable:
         self._timer_due_ns = due_ns
         # Loops count in whole milliseconds and may round down: a timer of the next whole one is never early by more than that.
         wait_ms = ceil((due_ns - perf_counter_ns()) / 1_000_000)
-        self._timer = self._loop.call_later(wait_ms / 1000, self._run) if wait_ms > 0 else self._loop.call_soon(self._run)
+        self._timer = (
+            self._loop.call_later(wait_ms / 1000, self._run) if wait_ms > 0 else self._loop.call_soon(self._run)
+        )
 
     def _run(self) -> None:
         self._timer = None

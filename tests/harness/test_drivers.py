@@ -29,7 +29,12 @@ def test_yap_client_frames_are_those_of_the_protocol() -> None:
 
 def test_realtime_client_frames_are_those_of_the_protocol() -> None:
     request = Request("m", 480)
-    sent = [*REALTIME.hello(request), *REALTIME.start("u1", request), REALTIME.audio("u1", b"\x01\x00\xff\x7f"), REALTIME.end("u1")]
+    sent = [
+        *REALTIME.hello(request),
+        *REALTIME.start("u1", request),
+        REALTIME.audio("u1", b"\x01\x00\xff\x7f"),
+        REALTIME.end("u1"),
+    ]
     assert [json.loads(frame) for frame in sent] == [
         {"type": "session.update", "model": "m", "delay_ms": 480},
         {"type": "input_audio_buffer.commit", "final": False, "delay_ms": 480},
@@ -50,7 +55,9 @@ def test_yap_server_frames_become_what_the_timeline_knows() -> None:
     assert YAP.receive(envelope("session.updated", model="m", delay_ms=160)) == [Ready(160)]
     assert YAP.receive(envelope("session.updated", model="m")) == [Ready(None)]
     assert YAP.receive(envelope("token", text=" a")) == [Appended(" a")]
-    assert YAP.receive(envelope("final", normalized_text="a", words=[word])) == [Final("a", (TimedWord("a", 0.1, 0.2),))]
+    assert YAP.receive(envelope("final", normalized_text="a", words=[word])) == [
+        Final("a", (TimedWord("a", 0.1, 0.2),))
+    ]
     assert YAP.receive(envelope("final", normalized_text="a")) == [Final("a")]
     usage = {"prompt_tokens": 3, "prompt_tokens_details": None}
     assert YAP.receive(envelope("done", usage=usage, delay_ms=160)) == [Done({"prompt_tokens": 3}, 160)]
@@ -61,7 +68,9 @@ def test_yap_server_frames_become_what_the_timeline_knows() -> None:
 
 def test_only_a_full_server_refuses() -> None:
     full = envelope("error", code="server_at_capacity", message="full", details={"reason_code": "server_at_capacity"})
-    key = envelope("error", code="authentication_failed", message="bad key", details={"reason_code": "authentication_failed"})
+    key = envelope(
+        "error", code="authentication_failed", message="bad key", details={"reason_code": "authentication_failed"}
+    )
     assert YAP.receive(full) == [Fault("server_at_capacity", "full", refused=True)]
     assert YAP.receive(key) == [Fault("authentication_failed", "bad key")]
 
@@ -75,7 +84,9 @@ def test_realtime_server_frames_become_what_the_timeline_knows() -> None:
         Final("a"),
         Done({"total_tokens": 2}, 80),
     ]
-    assert REALTIME.receive('{"type":"error","error":"no","code":"model_not_found"}') == [Fault("model_not_found", "no")]
+    assert REALTIME.receive('{"type":"error","error":"no","code":"model_not_found"}') == [
+        Fault("model_not_found", "no")
+    ]
     assert REALTIME.receive('{"type":"error","error":{"message":"no"}}')[0] == Fault("error", "{'message': 'no'}")
 
 

@@ -33,7 +33,9 @@ def audio(utterance: Utterance) -> bytes:
     return random.Random(utterance.id).randbytes(round(utterance.seconds * 16_000) * 2)
 
 
-def destination(peer: Peer, protocol: str = "yap", request: Request | None = None, key: str | None = "k") -> Destination:
+def destination(
+    peer: Peer, protocol: str = "yap", request: Request | None = None, key: str | None = "k"
+) -> Destination:
     url, headers = address(DRIVERS[protocol], peer.url, key)
     return Destination(DRIVERS[protocol], url, headers, request or Request("m", 480))
 
@@ -45,9 +47,8 @@ async def run(
     *,
     protocol: str = "yap",
     patience: Patience = QUICK,
-    **options: object,
 ) -> tuple[Replayed, Peer]:
-    async with peer(handler, **options) as server:
+    async with peer(handler) as server:
         replayed = await replay(corpus, destination(server, protocol), cell, audio, patience=patience)
     return replayed, server
 
@@ -129,7 +130,8 @@ async def test_nothing_to_replay_is_an_error() -> None:
 
 async def failed(handler: Handler, **options: object) -> tuple[Outcome, str, str]:
     """How a single stream ended: outcome, error, what was shown."""
-    replayed, _ = await run(handler, utterances(1), Cell(warm_up=0), **options)
+    async with peer(handler, **options) as server:
+        replayed = await replay(utterances(1), destination(server), Cell(warm_up=0), audio, patience=QUICK)
     (record,) = replayed.records
     return record.outcome, record.error or "", record.hypothesis
 
@@ -179,7 +181,7 @@ async def test_a_server_that_is_full_rejects() -> None:
 
 
 async def test_an_error_frame_fails_the_stream_with_its_text() -> None:
-    async def faulty(state: Peer, client: ServerConnection) -> None:
+    async def faulty(_: Peer, client: ServerConnection) -> None:
         async def once() -> None:
             error = yap.Error("processing_error", "engine gone", {"reason_code": "processing_error"})
             await client.send(yap.encode_server(error, "earmark", "u0"))
@@ -225,7 +227,10 @@ async def test_a_server_that_never_ends_is_given_up() -> None:
 async def test_a_final_without_the_last_message_counts() -> None:
     async def forgetful(_: Peer, client: ServerConnection) -> None:
         async for frame in client:
-            if isinstance(yap.client_message(envelope := yap.decode_envelope(frame)), yap.Commit) and envelope.payload["final"]:
+            if (
+                isinstance(yap.client_message(envelope := yap.decode_envelope(frame)), yap.Commit)
+                and envelope.payload["final"]
+            ):
                 await client.send(yap.encode_server(yap.Final("all of it"), "earmark", "u0"))
 
     assert await failed(forgetful) == (Outcome.OK, "", "all of it")
@@ -291,7 +296,9 @@ async def test_a_server_that_does_not_read_delays_packets_but_never_the_sender()
     assert replayed.blocked_writes > 0
     assert len(late_seconds) == 3750
     assert late_seconds[0] < 0.5
-    assert max(late_seconds) > 0.5  # all were due after half a second, the last ones could leave after a second and a half
+    assert (
+        max(late_seconds) > 0.5
+    )  # all were due after half a second, the last ones could leave after a second and a half
 
 
 async def test_an_interrupt_abandons_what_is_in_flight_and_starts_nothing() -> None:
