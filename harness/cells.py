@@ -141,7 +141,9 @@ def _run_folders(place: Path) -> list[Path]:
 
 def _newest_bench(places: Sequence[Path]) -> list[Path]:
     """The runs that the newest bench.json lists, as far as they are scored; none when there is no such file."""
-    listed = sorted((path for place in places for path in (*place.glob("bench.json"), *place.glob("*/bench.json"))), key=_age)
+    listed = sorted(
+        (path for place in places for path in (*place.glob("bench.json"), *place.glob("*/bench.json"))), key=_age
+    )
     for path in reversed(listed):
         names = msgspec.json.decode(path.read_bytes(), type=_Bench).runs
         runs = [folder for name in names for folder in _run_folders(path.parent.parent / name)]
@@ -292,6 +294,15 @@ def delay_pairs(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Cell]]:
         yield from ((a, b) for a, b in pairwise(row) if a.delay_seconds != b.delay_seconds)
 
 
+def load_pairs(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Cell]]:
+    """Each cell with the one of the same delay that had the fewest streams at once."""
+    idle: dict[float | None, Cell] = {}
+    for cell in sorted(cells, key=lambda one: one.run.config.concurrency):
+        first = idle.setdefault(cell.delay_seconds, cell)
+        if first.run.config.concurrency != cell.run.config.concurrency:
+            yield first, cell
+
+
 def delay_steps(cells: Sequence[Cell]) -> pd.DataFrame:
     """What each longer delay changes: WER in points, paired over utterances, with its 95 % interval and smallest visible change."""
     rows = []
@@ -336,8 +347,11 @@ def load_lines(cell: Cell, column: str, scale: float = 1.0) -> list[tuple[str, L
     known = cell.system.dropna(subset=[column])
     return [
         (str(source), Line(rows["t_seconds"].to_numpy(float), rows[column].to_numpy(float) * scale))
-        for source, rows in known.groupby("source", sort=False)
+        for source, rows in sorted(known.groupby("source"), key=lambda group: SOURCES.get(str(group[0]), len(SOURCES)))
     ]
+
+
+SOURCES = {"server": 0, "harness": 1, "machine": 2}  # the order of lines and colours; accelerators follow
 
 
 def published_for(cells: Sequence[Cell]) -> tuple[str, Sequence[tuple[float, float]]] | None:

@@ -388,7 +388,15 @@ def trade_off(
         reach = [0.0]
         for mark, points in series:
             at = [(x.value, y.value) for _, x, y in points if x.value is not None and y.value is not None]
-            axes.plot(*zip(*at, strict=True), color=mark.colour, linestyle=mark.dash, linewidth=1, alpha=0.6, marker="o", label=mark.label)
+            axes.plot(
+                *zip(*at, strict=True),
+                color=mark.colour,
+                linestyle=mark.dash,
+                linewidth=1,
+                alpha=0.6,
+                marker="o",
+                label=mark.label,
+            )
             for label, x, y in points:
                 if x.value is None or y.value is None:
                     continue

@@ -53,11 +53,11 @@ def _headline_of_many(cells: Sequence[Cell]) -> str:
         spread = f"{percent(min(rates))} to {percent(max(rates))}" if rates else "unknown"
         parts.append(f"{subject(cells)} {at_delay(first)}: WER {spread}")
     words = [word for cell in cells if (word := cell.scores.latency.get("word_emission_latency")) is not None]
-    p50, p95 = [word.p50.value for word in words], [word.p95.value for word in words]
-    if p50 and None not in p50:
-        parts.append(f"the median recognised word is shown after {seconds(min(p50))} to {seconds(max(p50))}")
-        if None not in p95:
-            parts[-1] += f" (95 % within {seconds(min(p95))} to {seconds(max(p95))})"
+    p50 = [word.p50.value for word in words if word.p50.value is not None]
+    p95 = [word.p95.value for word in words if word.p95.value is not None]
+    if p50 and p95:
+        within = f"95 % within {seconds(min(p95))} to {seconds(max(p95))}"
+        parts.append(f"the median recognised word is shown after {seconds(min(p50))} to {seconds(max(p50))} ({within})")
     concurrencies = sorted({cell.run.config.concurrency for cell in cells})
     streams = (
         " and ".join(str(n) for n in concurrencies)
@@ -71,20 +71,23 @@ def _headline_of_many(cells: Sequence[Cell]) -> str:
 
 def findings(cells: Sequence[Cell]) -> list[str]:
     """A few sentences about what is worth a look, each computed from the runs."""
-    said = [_what_delay_buys(cells)] if len({cell.run.config.delay_ms for cell in cells}) > 1 else []
+    said = [_what_delay_buys(cells)] if any(True for _ in delay_pairs(cells)) else []
     return [*said, *_concentration(cells), *_excess(cells), *_missing(cells), *_stalls(cells), *_falling_behind(cells)]
 
 
 def _what_delay_buys(cells: Sequence[Cell]) -> str:
+    fewest = min(cell.run.config.concurrency for cell in cells)
+    at_fewest = [cell for cell in cells if cell.run.config.concurrency == fewest]
     steps = []
-    for before, after in delay_pairs(cells):
+    for before, after in delay_pairs(at_fewest):
         change = wer_change(before, after)
-        points = f"{signed_points(change.value)} {interval_points(change)}"
         clear = "" if _direction(change) else ", not distinguishable from none"
+        delays = f"{before.run.config.delay_ms} → {after.run.config.delay_ms} ms"
         steps.append(
-            f"{before.run.config.delay_ms} → {after.run.config.delay_ms} ms changes the WER by {points} points{clear}"
+            f"{delays} changes the WER by {signed_points(change.value)} {interval_points(change)} points{clear}"
         )
-    return "Same utterances compared: " + "; ".join(steps) + "." if steps else "No two cells differ in the delay alone."
+    where = f" with {streams_at_once(at_fewest[0].run)}" if len(at_fewest) < len(cells) else ""
+    return f"Same utterances compared{where}: " + "; ".join(steps) + "."
 
 
 def _concentration(cells: Sequence[Cell]) -> Iterable[str]:

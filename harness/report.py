@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
@@ -21,15 +22,18 @@ from harness import accuracy, figures
 from harness.cells import (
     Cell,
     curve,
+    delay_pairs,
     error_rates,
     lag_lines,
     lengths_and_rates,
     load,
     load_lines,
+    load_pairs,
     published_for,
     speaker_wer,
     typical_stream,
     wer_by_delay,
+    wer_change,
     worst,
 )
 from harness.figures import Line
@@ -39,11 +43,21 @@ from harness.score import Scores
 from harness.statistics import Distribution, Estimate
 from harness.store import Run
 from harness.wording import (
-    interval_milliseconds, interval_percent, interval_plain, interval_seconds, milliseconds, percent, plain, seconds,
+    interval_milliseconds,
+    interval_percent,
+    interval_plain,
+    interval_points,
+    interval_seconds,
+    milliseconds,
+    percent,
+    plain,
+    seconds,
+    signed_points,
 )  # fmt: skip
 
 WORST_SHOWN = 12  # per cell; the rest is in utterances.parquet
 ERRORS_SHOWN = 8
+PAIRS_SHOWN = 24
 MOST_PANELS = 6  # cells that get a panel of their own; the table and the shared plots show all
 FAILURES = ("failed", "rejected")
 
@@ -101,7 +115,7 @@ def render(cells: Sequence[Cell]) -> str:
     return pages.get_template("report.html").render(
         css=css,
         title=f"{subject(cells)} · Earmark",
-        when=first.run.created,
+        when=_when(first.run),
         machine=_machine(first.run.environment),
         headline=headline(cells),
         caveats=_caveats(cells),
@@ -109,7 +123,7 @@ def render(cells: Sequence[Cell]) -> str:
         findings=findings(cells),
         block=first.scores.block,
         columns=[_column(cell) for cell in cells],
-        rows=_rows(cells),
+        tables=_tables(cells),
         sections=_sections(cells),
         worst=[_worst(cell) for cell in cells],
         normaliser=first.run.config.normaliser,
@@ -243,6 +257,18 @@ def _rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     ]
 
 
+def _tables(cells: Sequence[Cell]) -> list[list[dict[str, Any]]]:
+    """The rows in one table, or side by side in two where few cells leave room."""
+    rows = _rows(cells)
+    if len(cells) > 2:
+        return [rows]
+    starts = [index for index, row in enumerate(rows) if "group" in row]
+    groups = [rows[a:b] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
+    latency = [row for group in groups if str(group[0]["group"]).startswith("Latency") for row in group]
+    others = [row for group in groups if not str(group[0]["group"]).startswith("Latency") for row in group]
+    return [part for part in (others, latency) if part]
+
+
 COUNTS = {
     "stalls": "stalls",
     "lost_tail_words": "lost tail words",
@@ -285,7 +311,7 @@ def _sections(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             "title": "Accuracy",
             "caveats": _caveats(cells),
             "plots": _accuracy_plots(cells),
-            "table": _by_speaker(cells),
+            "tables": _accuracy_tables(cells),
         },
         {"id": "latency", "title": "Latency", "plots": _latency_plots(cells)},
         {"id": "lag", "title": "Keeping up", "plots": [*_lag_plots(cells), *_typical_plot(cells[0])]},
@@ -302,8 +328,10 @@ def _accuracy_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
     series = wer_by_delay(cells)
     if series:
         published = published_for(cells)
-        caption = "Bars are 95 % intervals of each rate alone. The cells share their utterances, so differences between them "
-        caption += "are surer than the bars suggest: see the paired comparison at the top."
+        caption = (
+            "Bars are 95 % intervals of each rate alone. The cells share their utterances, so differences between them "
+        )
+        caption += "are surer than the bars suggest: see the table below."
         plots.append(
             _plot(
                 figures.rate_by_delay(series, published=published),
@@ -335,6 +363,33 @@ def _accuracy_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
             )
         )
     return plots
+
+
+def _accuracy_tables(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    return [table for table in (_paired(cells), _by_speaker(cells)) if table is not None]
+
+
+def _paired(cells: Sequence[Cell]) -> dict[str, Any] | None:
+    """What a longer delay and what more streams change, on the same utterances."""
+    pairs = [
+        (f"{_column_label(a)} → {_column_label(b)}, {streams_at_once(a.run)}", a, b) for a, b in delay_pairs(cells)
+    ]
+    for a, b in load_pairs(cells):
+        pairs.append((f"{a.run.config.concurrency} → {b.run.config.concurrency} streams, {_column_label(a)}", a, b))
+    lines = []
+    for name, a, b in pairs[:PAIRS_SHOWN]:
+        change = wer_change(a, b)
+        told = change.low is not None and change.high is not None and (change.low > 0 or change.high < 0)
+        seen = "–" if change.detectable is None else f"{change.detectable * 100:.1f}"
+        values = [
+            {"text": signed_points(change.value), "small": interval_points(change), "why": change.note},
+            {"text": "yes" if told else "cannot tell"},
+            {"text": seen},
+            {"text": str(change.n)},
+        ]
+        lines.append({"name": name, "values": values})
+    head = ["WER change on the same utterances", "points", "a change?", "would have seen", "n"]
+    return {"head": head, "lines": lines} if lines else None
 
 
 def _by_speaker(cells: Sequence[Cell]) -> dict[str, Any] | None:
@@ -540,6 +595,14 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]
                 f"{prefix}{name}",
                 ", ".join(str(one) for one in value) if isinstance(value, list | tuple) else str(value),
             )
+
+
+def _when(run: Run) -> str:
+    try:
+        moment = datetime.fromisoformat(run.created)
+    except ValueError:
+        return run.created
+    return f"{moment:%Y-%m-%d %H:%M} {moment.tzname() or ''}".rstrip()
 
 
 def _machine(environment: Mapping[str, Any]) -> str:

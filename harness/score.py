@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from harness import accuracy, latency, stability, store
 from harness.accuracy import UtteranceAccuracy
 from harness.latency import StreamLatency
-from harness.normalise import CHARACTER_LANGUAGES, normaliser
+from harness.normalise import CHARACTER_LANGUAGES, Normaliser, normaliser
 from harness.stability import StreamStability
 from harness.statistics import (
     Bootstrap,
@@ -125,7 +127,7 @@ class _Measured:
     accuracy: UtteranceAccuracy
     latency: StreamLatency
     stability: StreamStability
-    lateness: list[float]
+    lateness: NDArray[np.float64]
     first_ns: int
     last_ns: int
     scored: bool = field(init=False)
@@ -200,14 +202,14 @@ def score_records(
     return scores, [_row(one) for one in measured]
 
 
-def _measure(record: StreamRecord, rules: Any) -> _Measured:
+def _measure(record: StreamRecord, rules: Normaliser) -> _Measured:
     entries = record.entries
     one = _Measured(
         record=record,
         accuracy=accuracy.measure(record, rules),
         latency=latency.measure(record),
         stability=stability.measure(record),
-        lateness=latency.lateness(record),
+        lateness=np.array(latency.lateness(record)),
         first_ns=record.t0_ns,
         last_ns=max((entry.t_ns for entry in entries), default=record.t0_ns),
     )

@@ -17,7 +17,11 @@ def percent_with_interval(estimate: Estimate) -> str:
 
 def seconds(value: float) -> str:
     """Seconds, or milliseconds below a tenth."""
-    return f"{value:.2f} s" if abs(value) >= 0.0995 else f"{value * 1000:.0f} ms"
+    return f"{value * 1000:.0f} ms" if _small(value) else f"{value:.2f} s"
+
+
+def _small(value: float) -> bool:
+    return abs(value) < 0.0995
 
 
 def milliseconds(value: float) -> str:
@@ -49,7 +53,7 @@ def interval_percent(estimate: Estimate) -> str:
 
 def interval_seconds(estimate: Estimate) -> str:
     """For `seconds`."""
-    return bracketed(estimate, 1, 2)
+    return bracketed(estimate, 1000, 0) if _small(estimate.value or 0.0) else bracketed(estimate, 1, 2)
 
 
 def interval_milliseconds(estimate: Estimate) -> str:

@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ from server.core.voice import VoiceDetector
 from server.endpoints.auth import Keys
 from server.endpoints.ops import ops_routes, project_version
 from server.endpoints.websocket import Service, envelope_routes, realtime_routes
-from server.engines.base import Engine
+from server.engines.base import Engine, EngineError
 from server.metrics import Metrics
 from server.protocols.base import Served
 from server.protocols.realtime import RealtimeDialect
@@ -51,7 +52,11 @@ def build_engine(settings: Settings) -> tuple[Engine, str]:
     if chosen == "scripted":
         from server.engines.scripted import ScriptedEngine, read_script
 
-        return ScriptedEngine(read_script(settings.script), delay_seconds), reason
+        try:
+            script = read_script(settings.script)
+        except EngineError as error:
+            raise ConfigError(f"--script={settings.script:.80} (or EARMARK_SCRIPT): {error}") from None
+        return ScriptedEngine(script, delay_seconds), reason
     if importlib.util.find_spec("pocketsphinx") is None:
         raise ConfigError("--engine=sphinx: PocketSphinx is not installed; pip install 'earmark[sphinx]'")
     from server.engines.sphinx.engine import SphinxEngine
@@ -84,7 +89,7 @@ def build_app(settings: Settings, engine: Engine, keys: Keys) -> tuple[FastAPI, 
             watch.cancel()
 
     app = FastAPI(title="Earmark", version=project_version(), lifespan=lifespan)
-    app.include_router(ops_routes(service, models))
+    app.include_router(ops_routes(service, models, require_key=settings.require_key))
     unlimited = settings.unlimited
     if "yap" in settings.surfaces:
         limits = LifetimeLimits(settings.idle_timeout_s, settings.max_connection_duration_s)
@@ -151,14 +156,32 @@ class _Server(uvicorn.Server):
         self._drain = drain
         self._draining: asyncio.Task[None] | None = None
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self._draining is None:
             _log.info("draining", signal=signal.Signals(sig).name)
             self._draining = self._drain()
-            self._draining.add_done_callback(lambda _: uvicorn.Server.handle_exit(self, sig, frame))
+            self._draining.add_done_callback(self._leave)
         else:
             self.force_exit = True
-            super().handle_exit(sig, frame)
+            self._leave()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would leave the application without a word
+            await self.lifespan.shutdown()
+
+    def _leave(self, _: object = None) -> None:
+        # not uvicorn's own way, which sends the signal to the process once more when all is done: it would end by that,
+        # before the engine was stopped and with its number as status
+        self.should_exit = True
+
+
+def _without_traceback_of_bad_utf8(record: logging.LogRecord) -> bool:
+    """A client's bytes are no fault of ours: one line is enough."""
+    if record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError):
+        record.exc_info = None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return True
 
 
 def configure_logging(settings: Settings) -> None:
@@ -187,7 +210,9 @@ def configure_logging(settings: Settings) -> None:
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # uvicorn logs each WebSocket's URL at info, and envelope clients carry their key in it
-    logging.getLogger("uvicorn.error").setLevel(max(level, logging.WARNING))
+    uvicorn_log = logging.getLogger("uvicorn.error")
+    uvicorn_log.setLevel(max(level, logging.WARNING))
+    uvicorn_log.addFilter(_without_traceback_of_bad_utf8)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -203,13 +228,18 @@ def configure_logging(settings: Settings) -> None:
 async def run(settings: Settings) -> None:
     """Serve until TERM or INT. The port opens once the engine can transcribe."""
     keys = [key for key in (settings.api_key.strip(), *settings.api_keys) if key]
-    if not keys and "yap" in settings.surfaces:
+    if not keys and ("yap" in settings.surfaces or settings.require_key):
         keys = [secrets.token_urlsafe(24)]
         print(f"No VOXTRAL_API_KEY is set. The key of this run: {keys[0]}", file=sys.stderr, flush=True)
     engine, reason = build_engine(settings)
     app, service = build_app(settings, engine, Keys(keys))
     _log.info("starting engine", engine=engine.info.name, reason=reason, model=engine.info.model)
-    await engine.start()
+    listener = _bind(settings.host, settings.port)
+    try:
+        await engine.start()
+    except BaseException:
+        listener.close()
+        raise
     try:
         loop = asyncio.get_running_loop()
         config = uvicorn.Config(
@@ -225,7 +255,7 @@ async def run(settings: Settings) -> None:
             server_header=False,
         )
         server = _Server(config, lambda: loop.create_task(service.drain(settings.drain_seconds)))
-        serving = loop.create_task(server.serve())
+        serving = loop.create_task(server.serve([listener]))
         announcing = loop.create_task(_announce(server, settings, engine))
         try:
             await serving
@@ -233,6 +263,24 @@ async def run(settings: Settings) -> None:
             announcing.cancel()
     finally:
         await engine.stop()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """The address is ours, or it is known at once that it cannot be; connections are refused until somebody listens.
+
+    Raises:
+        OSError: it is taken, or not one of this machine's.
+    """
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}") from None
+    return listener
 
 
 async def _announce(server: uvicorn.Server, settings: Settings, engine: Engine) -> None:

@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 DELAYS_MS = tuple(range(80, 2401, 80))
-_OFF = {"", "0", "none", "null", "disabled", "disable", "off"}
+_OFF = {"0", "none", "null", "disabled", "disable", "off"}
 
 
 class ConfigError(Exception):
@@ -43,7 +43,12 @@ def _setting(default: Any, *names: str, help: str, **bounds: Any) -> Any:
 class Settings(BaseSettings):
     """All settings. A flag wins over the environment, the environment over the default."""
 
-    model_config = SettingsConfigDict(populate_by_name=True, extra="ignore", env_ignore_empty=False)
+    model_config = SettingsConfigDict(
+        populate_by_name=True,
+        extra="ignore",
+        env_ignore_empty=True,  # what compose files and units leave empty is not set
+        allow_inf_nan=False,
+    )
 
     # listener
     host: str = _setting("0.0.0.0", "SERVER_BIND_HOST", help="address to listen on")
@@ -97,7 +102,7 @@ class Settings(BaseSettings):
         5400.0, "WS_MAX_CONNECTION_DURATION_S", help="close a connection after so long; 0 or off: never"
     )
     watchdog_tick_s: float = _setting(
-        5.0, "WS_WATCHDOG_TICK_S", help="accepted for compatibility; limits act to the millisecond without it", gt=0
+        5.0, "WS_WATCHDOG_TICK_S", help="accepted for compatibility; limits act to the millisecond without it"
     )
     close_idle_reason: str = _setting("idle_timeout", "WS_CLOSE_IDLE_REASON", help="reason text of an idle close")
     max_concurrent_connections: int = _setting(
@@ -165,6 +170,26 @@ class Settings(BaseSettings):
             raise ValueError("a multiple of 80 in 80..2400 is expected")
         return value
 
+    @field_validator("served_model_name", "model_id")
+    @classmethod
+    def _trimmed(cls, value: str) -> str:
+        return value.strip()  # clients' names are trimmed too
+
+    @field_validator("close_idle_reason")
+    @classmethod
+    def _close_reason(cls, value: str) -> str:
+        if len(value.encode()) > 123:
+            raise ValueError("at most 123 bytes fit the reason of a WebSocket close")
+        return value
+
+    @field_validator("segment_overlap_seconds")
+    @classmethod
+    def _overlap(cls, value: float, others: ValidationInfo) -> float:
+        segment_seconds = others.data.get("segment_seconds")
+        if segment_seconds is not None and value >= segment_seconds:
+            raise ValueError(f"less than the segment's length of {segment_seconds:g} s is expected")
+        return value
+
     @field_validator("surfaces")
     @classmethod
     def _surfaces(cls, value: list[str]) -> list[str]:
@@ -209,6 +234,7 @@ def _complaint(fault: Any, given: Mapping[str, Any], environment: Mapping[str, s
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m server",
+        allow_abbrev=False,
         description="Serve streaming speech-to-text. Every option can also be set by the environment variable in brackets.",
     )
     for name, field in Settings.model_fields.items():

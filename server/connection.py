@@ -51,6 +51,12 @@ _log = structlog.get_logger("earmark.connection")
 _OUTBOX_FRAMES = 20_000
 """A client that leaves so many frames unread is disconnected."""
 
+_OUTBOX_CHARACTERS = 8 * 2**20
+"""So is one that leaves so much text unread: errors repeat what the client sent, which may be large."""
+
+_CLOSE_SECONDS = 5.0
+"""So long the last frames and the close may take to leave. A client that does not read them by then is given up."""
+
 
 class Socket(Protocol):
     """What the shell needs of a WebSocket that has been accepted."""
@@ -102,8 +108,10 @@ class Connection:
         self._inbound: deque[str | bytes] = deque()
         self._room = asyncio.Event()
         self._outbox: deque[str | Close] = deque()
+        self._outbox_characters = 0
         self._outbox_filled = asyncio.Event()
         self._closing = False
+        self._writer: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._observed = _Observed(metrics, surface.name)
 
@@ -118,7 +126,7 @@ class Connection:
         opened_at = self._loop.time()
         try:
             async with asyncio.TaskGroup() as tasks:
-                writer = tasks.create_task(self._write())
+                self._writer = writer = tasks.create_task(self._write())
                 reader = tasks.create_task(self._read())
                 self._take_steps(self._dialect.greet())
                 self._rearm()
@@ -192,7 +200,6 @@ class Connection:
                 self._send(frame)
             case Close():
                 self._send(step)
-                self._closing = True
             case _:
                 if not self._closing:
                     self._happen(step)
@@ -227,7 +234,9 @@ class Connection:
             self._streams.pop(event.segment, None)
         try:
             self._happen(event)
-            if self._inbound:
+            if (
+                self._inbound and not self._working
+            ):  # else whoever is at work goes on with them, after the frame in hand
                 self._take_inbound()
             if not isinstance(event, Heard):
                 self._lifetime.touch(self._loop.time())
@@ -301,12 +310,22 @@ class Connection:
     def _send(self, frame: str | Close) -> None:
         if self._closing:
             return
-        if len(self._outbox) >= _OUTBOX_FRAMES:
-            self._outbox.clear()
-            frame = Close(1013, "client reads too slowly")
-            self._closing = True
+        if isinstance(frame, str):
+            self._outbox_characters += len(frame)
+            if len(self._outbox) >= _OUTBOX_FRAMES or (self._outbox and self._outbox_characters > _OUTBOX_CHARACTERS):
+                self._outbox.clear()
+                frame = Close(1013, "client reads too slowly")
         self._outbox.append(frame)
         self._outbox_filled.set()
+        if isinstance(frame, Close):
+            self._closing = True
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(_CLOSE_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._writer is not None:
+            self._writer.cancel()
 
     async def _write(self) -> None:
         while True:
@@ -317,6 +336,7 @@ class Connection:
                 if isinstance(frame, Close):
                     await self._socket.close(frame.code, frame.reason)
                     return
+                self._outbox_characters -= len(frame)
                 await self._socket.send(frame)
                 self._lifetime.touch(self._loop.time())
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
+NOT_JSON = (msgspec.DecodeError, UnicodeEncodeError, RecursionError)
+"""What decoding raises for text that is no JSON: also for lone surrogates, and for brackets nested too deep to follow."""
+
 
 class WireError(ValueError):
     """The peer's bytes make no sense under the protocol.

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from wire.errors import WireError
+from wire.errors import NOT_JSON, WireError
 from wire.words import TimedWord
 
 # ---- client to server -------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def decode_client(frame: str | bytes) -> ClientEvent:
         raise WireError("invalid_json", "binary frames are not part of this protocol; send one JSON object as text")
     try:
         event = _decode(frame)
-    except (msgspec.DecodeError, UnicodeEncodeError):
+    except NOT_JSON:
         raise WireError("invalid_json", "frame is not valid JSON") from None
     if not isinstance(event, dict):
         raise WireError("processing_error", "frame must be a JSON object")
@@ -156,7 +156,7 @@ def decode_server(frame: str | bytes) -> ServerEvent | Unknown:
     """
     try:
         event = _decode(frame)
-    except (msgspec.DecodeError, UnicodeEncodeError):
+    except NOT_JSON:
         raise WireError("invalid_json", "server frame is not valid JSON") from None
     if not isinstance(event, dict) or not isinstance(event.get("type"), str):
         raise WireError("invalid_event", "server frame is not an object with a 'type'")

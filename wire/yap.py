@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from wire.errors import WireError
+from wire.errors import NOT_JSON, WireError
 from wire.words import TimedWord
 
 UNKNOWN = "unknown"
@@ -103,7 +103,7 @@ def decode_envelope(frame: str | bytes) -> Envelope:
         raise WireError("invalid_message", "binary frames are not part of this protocol; send one JSON object as text")
     try:
         envelope = _decode_envelope(frame)
-    except (msgspec.DecodeError, UnicodeEncodeError):
+    except NOT_JSON:
         raise WireError("invalid_message", _what_is_wrong(frame)) from None
     kind, session_id, request_id = envelope.type.strip(), envelope.session_id.strip(), envelope.request_id.strip()
     for key, value in (("type", kind), ("session_id", session_id), ("request_id", request_id)):
@@ -115,7 +115,7 @@ def decode_envelope(frame: str | bytes) -> Envelope:
 def _what_is_wrong(frame: str) -> str:
     try:
         value = _decode_anything(frame)
-    except (msgspec.DecodeError, UnicodeEncodeError):
+    except NOT_JSON:
         return "frame is not valid JSON"
     if not isinstance(value, dict):
         return "frame must be a JSON object"

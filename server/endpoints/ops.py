@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from importlib.metadata import PackageNotFoundError, version
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse
 
+from server.endpoints.auth import bearer_key
 from server.endpoints.websocket import Service
+from server.engines.base import EngineInfo
 
 _STARTED = int(time.time())
 
@@ -22,10 +24,11 @@ def project_version() -> str:
         return "0+source"
 
 
-def ops_routes(service: Service, models: list[str]) -> APIRouter:
-    """Health, metrics and models. Until the engine can transcribe, and while draining, health is 503."""
+def ops_routes(service: Service, models: list[str], *, require_key: bool = False) -> APIRouter:
+    """Health, metrics and models. While draining, health is 503. A required key is required of everything below ``/v1``."""
     router = APIRouter()
     info = service.engine.info
+    listed = _model_list(info, models)
 
     @router.get("/")
     async def root() -> dict[str, object]:
@@ -70,23 +73,29 @@ def ops_routes(service: Service, models: list[str]) -> APIRouter:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/v1/models")
-    async def list_models() -> dict[str, object]:
-        return {
-            "object": "list",
-            "data": [
-                {
-                    "id": model,
-                    "object": "model",
-                    "created": _STARTED,
-                    "owned_by": "earmark",
-                    # additive, for clients that want to know what they measure
-                    "engine": info.name,
-                    "caveat": info.caveat,
-                    "delay_ms": round(info.default_delay_seconds * 1000),
-                    "delays_ms": [round(delay * 1000) for delay in info.delays_seconds],
-                }
-                for model in models
-            ],
-        }
+    async def list_models(request: Request) -> Response:
+        if require_key and bearer_key(request) not in service.keys:
+            return JSONResponse({"error": "Unauthorized"}, 401)
+        return JSONResponse(listed)
 
     return router
+
+
+def _model_list(info: EngineInfo, models: list[str]) -> dict[str, object]:
+    return {
+        "object": "list",
+        "data": [
+            {
+                "id": model,
+                "object": "model",
+                "created": _STARTED,
+                "owned_by": "earmark",
+                # additive, for clients that want to know what they measure
+                "engine": info.name,
+                "caveat": info.caveat,
+                "delay_ms": round(info.default_delay_seconds * 1000),
+                "delays_ms": [round(delay * 1000) for delay in info.delays_seconds],
+            }
+            for model in models
+        ],
+    }

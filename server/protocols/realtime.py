@@ -35,6 +35,7 @@ _CODES = {
 }
 """reason -> code; every other reason is its own code."""
 
+_PIECE_BYTES = bytes_of(1.0)
 _MAX_CLIP_BYTES = 2 * 25 * 1_048_576  # vLLM's limit for one event, which it counts in samples
 
 
@@ -46,8 +47,7 @@ class RealtimeDialect:
         self._max_uncommitted_bytes = bytes_of(max_uncommitted_seconds)
         self._validated = False
         self._running: str | None = None  # the utterance that takes audio
-        self._uncommitted: list[bytes] = []
-        self._uncommitted_bytes = 0
+        self._uncommitted = bytearray()
         self._count = 0
         self._defaults = StreamOptions()
 
@@ -70,8 +70,8 @@ class RealtimeDialect:
         return None  # nothing of this protocol may overtake
 
     def _update(self, update: realtime.SessionUpdate) -> Sequence[Step]:
-        model = update.model.strip()
-        if model and model not in self._served.models:
+        model = update.model
+        if model and model.strip() not in self._served.models:
             return [_error("model_not_found", f"the model '{model:.200}' is not served here")]
         self._defaults = stream_options(self._served, update.delay_ms, update.vad, self._defaults)
         self._validated = True
@@ -83,13 +83,12 @@ class RealtimeDialect:
             return [_error("invalid_audio", f"more than {_MAX_CLIP_BYTES // 2} samples in one event")]
         if self._running is not None:
             return [Audio(pcm)]
-        if self._uncommitted_bytes + len(pcm) > self._max_uncommitted_bytes:
+        if len(self._uncommitted) + len(pcm) > self._max_uncommitted_bytes:
             seconds = self._max_uncommitted_bytes / bytes_of(1)
             return [
                 _error("processing_error", f"more than {seconds:g} s of audio without a commit; the chunk is skipped")
             ]
-        self._uncommitted.append(pcm)
-        self._uncommitted_bytes += len(pcm)
+        self._uncommitted += pcm  # not as a list: a client may send it sample by sample
         return []
 
     def _commit(self, commit: realtime.Commit) -> Sequence[Step]:
@@ -100,9 +99,10 @@ class RealtimeDialect:
         if self._running is None:
             self._count += 1
             self._running = str(self._count)
-            steps += [Start(self._running, options), *map(Audio, self._uncommitted)]
+            steps.append(Start(self._running, options))
+            kept = bytes(self._uncommitted)
+            steps += [Audio(kept[at : at + _PIECE_BYTES]) for at in range(0, len(kept), _PIECE_BYTES)]
             self._uncommitted.clear()
-            self._uncommitted_bytes = 0
         if commit.final:
             self._running = None
             steps.append(Finish())

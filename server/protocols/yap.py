@@ -58,7 +58,10 @@ def rejection(reason_code: str, message: str) -> tuple[Reply, Close]:
 
 
 class YapDialect:
-    """One connection. ``active`` is the request that takes audio, ``in_flight`` the one whose text is still to come."""
+    """One connection. ``active`` is the request that takes audio, ``in_flight`` those whose audio has ended, oldest first.
+
+    More than one is in flight only while a client uses an id again before its ``done``.
+    """
 
     def __init__(self, served: Served, idle_close_reason: str = "idle_timeout") -> None:
         self._served = served
@@ -66,7 +69,7 @@ class YapDialect:
         self._session_id = yap.UNKNOWN  # ids of the newest valid frame
         self._request_id = yap.UNKNOWN
         self._active: str | None = None
-        self._in_flight: str | None = None
+        self._in_flight: list[str] = []
         self._started_by: dict[str, str] = {}  # request id -> session id, of requests not over
         self._defaults = StreamOptions()
 
@@ -100,6 +103,7 @@ class YapDialect:
             case yap.SessionUpdate():
                 return self._update(message)
             case yap.Cancel(reason):
+                self._forget()
                 return [Cancel(reason)]
             case yap.Ping():
                 return [self._reply(yap.PongReply())]
@@ -125,9 +129,9 @@ class YapDialect:
         if self._active == request:
             return []
         steps: list[Step] = []
-        if self._active is not None or self._in_flight not in (None, request):
+        if self._active is not None or any(other != request for other in self._in_flight):
             steps.append(Cancel(_BARGE_IN))
-            self._in_flight = None
+            self._forget()
         self._active = request
         self._started_by[request] = self._session_id
         return [*steps, Start(request, options)]
@@ -136,7 +140,8 @@ class YapDialect:
         wrong = self._not_active()
         if wrong is not None:
             return [wrong]
-        self._active, self._in_flight = None, self._request_id
+        self._active = None
+        self._in_flight.append(self._request_id)
         return [Finish()]
 
     def _append(self, audio: str) -> Sequence[Step]:
@@ -163,17 +168,14 @@ class YapDialect:
             case Final(request):
                 return self._final(request, event)
             case Dropped(request, seconds, limit):
-                status = yap.Status("overload_drop", round(seconds, 3), limit, "pending_buffer")
+                status = yap.Status("overload_drop", seconds, limit, "pending_buffer")
                 return [self._about(request, status)]
             case Cancelled(_, reason):
-                self._active = None if reason != _BARGE_IN else self._active
-                self._in_flight = None
                 return [] if reason == _BARGE_IN else [self._reply(yap.CancelledReply(reason))]
             case Failed(request, code, message):
                 error = yap.Error(_CODES.get(code, code), message, {"reason_code": code})
                 reply = Reply(self._about(request, error).frame, code)
                 self._over(request)
-                self._active = None if self._active == request else self._active
                 return [reply]
             case Started() | Tentative():
                 return []
@@ -189,9 +191,19 @@ class YapDialect:
         return steps
 
     def _over(self, request: str) -> None:
-        self._in_flight = None if self._in_flight == request else self._in_flight
-        if request != self._active:
+        """The oldest use of the id has ended."""
+        if request in self._in_flight:
+            self._in_flight.remove(request)
+        elif request == self._active:
+            self._active = None
+        if request != self._active and request not in self._in_flight:
             self._started_by.pop(request, None)
+
+    def _forget(self) -> None:
+        """Everything under way is being cancelled."""
+        self._active = None
+        self._in_flight.clear()
+        self._started_by.clear()
 
     def overflow(self, frame: str | bytes, limit: int) -> Sequence[Step]:
         try:

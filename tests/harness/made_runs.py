@@ -16,7 +16,7 @@ from wire.words import TimedWord
 
 NORMALISER = "whisper-english-digitwise/1"
 CAVEAT = "A weak recogniser: its WER says how it compares with itself, not what speech recognition can do."
-LEXICON = (
+LEXICON = (  # noqa: SIM905 - sentences read easier than a list
     "the quiet river turned north before the old mill and nobody on the bridge could say how long the water had been rising "
     "please remind me to call the dentist at half past nine on thursday morning because the office closes early in november "
     "seventeen boats left harbour during the storm yet only twelve returned with their nets and lanterns still in one piece "

@@ -314,6 +314,14 @@ def test_a_burst_is_one_point_of_the_lag_series() -> None:
     assert [(point.seconds, point.before, point.after) for point in found.lag] == [pytest.approx((3.5, 3.5, 0.5))]
 
 
+def test_an_older_word_put_right_later_does_not_set_the_lag_back() -> None:
+    # "a" is put right at 2.6, when "b", which ends at 2, was already there.
+    found = measure(
+        record(per_second("a b"), tentative(1.3, "x"), tentative(2.2, "x b"), tentative(2.6, "a b"), final(4, "a b"))
+    )
+    assert [(point.seconds, point.before, point.after) for point in found.lag] == [pytest.approx((2.2, 2.2, 0.2))]
+
+
 def test_a_stall_is_a_long_gap_with_three_words_in_it() -> None:
     words = per_second("a b c d e f")
     # From 1.5 to 5.0 nothing new: 3.5 s over the limit of 2 + 0.48; b (1.5..2), c, d and e (4.5..5) lie in it.

@@ -20,7 +20,7 @@ from rich.console import Console
 from harness import cells, figures, findings, report, score, store
 from harness.normalise import normaliser
 from harness.timeline import Outcome
-from tests.harness.made_runs import CAVEAT, NORMALISER, Recipe, config, make, records
+from tests.harness.made_runs import CAVEAT, NORMALISER, SPEAKERS, Recipe, config, make, records
 
 Page = Callable[..., str]
 
@@ -72,7 +72,9 @@ def test_the_page_needs_nothing_from_outside(page: str) -> None:
     elements = Elements(page)
     tags = Counter(tag for tag, _ in elements.found)
     assert not tags.keys() & {"script", "link", "img", "iframe", "object", "embed"}
-    targets = [value for _, attrs in elements.found for name, value in attrs.items() if name in ("src", "href", "xlink:href")]
+    targets = [
+        value for _, attrs in elements.found for name, value in attrs.items() if name in ("src", "href", "xlink:href")
+    ]
     assert targets
     assert all(target and target.startswith("#") for target in targets)
     assert "@import" not in page
@@ -138,6 +140,28 @@ def test_the_caveat_stands_before_the_numbers_and_by_the_accuracy(page: str) -> 
     assert CAVEAT in accuracy
 
 
+def test_differences_are_compared_on_the_same_utterances(page: str, study: list[Path]) -> None:
+    seen = text_of(page[page.index('id="accuracy"') : page.index('id="latency"')])
+    one, two, _ = cells.load(study)
+    change = cells.wer_change(one, two)
+    assert change.value is not None
+    assert change.low is not None
+    assert change.high is not None
+    assert (
+        f"160 ms → 480 ms, 8 streams at once {100 * change.value:+.1f} [{100 * change.low:.1f}, {100 * change.high:.1f}] yes"
+        in seen
+    )
+    errors = [(c.scored["substitutions"] + c.scored["deletions"] + c.scored["insertions"]).sum() for c in (one, two)]
+    words = one.scored["reference_words"].sum()
+    assert change.value == pytest.approx((errors[1] - errors[0]) / words)
+
+
+def test_every_speaker_has_a_wer(page: str) -> None:
+    seen = text_of(page[page.index('id="accuracy"') : page.index('id="latency"')])
+    for speaker in SPEAKERS:
+        assert f"{speaker} (20 utterances)" in seen
+
+
 def test_a_sound_run_has_no_banner(page: str) -> None:
     assert 'class="banner"' not in page
 
@@ -146,7 +170,10 @@ def test_an_invalid_and_incomplete_run_is_marked_loudly(tmp_path: Path) -> None:
     folder = make(tmp_path, utterances=12, pacing_late=0.01, complete=False)
     made = report.render(cells.load([folder]))
     banners = re.findall(r'<div class="banner" role="alert">.*?</div>', made, flags=re.DOTALL)
-    assert [re.findall(r"<strong>(.*?)</strong>", banner)[0] for banner in banners] == ["✗ Invalid run", "✗ Incomplete run"]
+    assert [re.findall(r"<strong>(.*?)</strong>", banner)[0] for banner in banners] == [
+        "✗ Invalid run",
+        "✗ Incomplete run",
+    ]
     assert "pacing lateness p99 is" in banners[0]
     assert re.findall(r"<h1>.*INVALID\.</h1>", made)
     assert "✗ no" in made
@@ -209,10 +236,10 @@ def test_an_unscored_folder_is_refused_with_what_to_do(tmp_path: Path, study: li
         report.report([tmp_path], tmp_path / "x.html")
 
 
-def test_published_figures_are_drawn_for_voxtral_alone(study: list[Path], page: str, tmp_path: Path) -> None:
+def test_published_figures_are_drawn_for_voxtral_alone(page: str, tmp_path: Path) -> None:
     assert "Voxtral" not in page
-    engine = {"engine": "vllm", "model": "mistralai/Voxtral-Mini-4B-Realtime", "caveat": ""}
-    runs = [make(tmp_path, delay_ms=d, utterances=6, **engine) for d in (160, 480)]
+    voxtral = Recipe(engine="vllm", model="mistralai/Voxtral-Mini-4B-Realtime", caveat="", utterances=6)
+    runs = [make(tmp_path, voxtral, delay_ms=d) for d in (160, 480)]
     assert cells.PUBLISHED_LABEL in report.render(cells.load(runs))
 
 
@@ -240,7 +267,10 @@ def test_the_terminal_table_fits_and_marks_what_is_not_sound(study: list[Path], 
     assert CAVEAT.split(":")[0] in printed
 
 
-@given(st.lists(st.sampled_from("a b c d".split()), max_size=12), st.lists(st.sampled_from("a b c e".split()), max_size=12))
+@given(
+    st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=12),
+    st.lists(st.sampled_from(["a", "b", "c", "e"]), max_size=12),
+)
 def test_the_diff_loses_and_invents_no_word(said: list[str], heard: list[str]) -> None:
     steps = report.steps(" ".join(said), " ".join(heard), normaliser("none"))
     assert [step["reference"] for step in steps if step["reference"]] == said
@@ -250,7 +280,14 @@ def test_the_diff_loses_and_invents_no_word(said: list[str], heard: list[str]) -
         assert (step["kind"] == "same") is same
 
 
-@given(st.lists(st.tuples(st.sampled_from([None, 80, 160, 480, 960, 2400]), st.integers(1, 4)), min_size=1, max_size=12, unique=True))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([None, 80, 160, 480, 960, 2400]), st.integers(1, 4)),
+        min_size=1,
+        max_size=12,
+        unique=True,
+    )
+)
 def test_cells_are_told_apart_by_label(pairs: list[tuple[int | None, int]]) -> None:
     labels = [mark.label for mark in figures.marks(pairs)]
     assert len(set(labels)) == len(labels)
@@ -277,7 +314,9 @@ def test_runs_are_found_by_environment_then_by_age(
     with pytest.raises(cells.NoRunsError, match="nox -s bench"):
         cells.chosen_folders(tmp_path)
     assert len(cells.chosen_folders(study[0].parent)) == 1
-    assert {folder.name for folder in cells.chosen_folders(study[0].parent, whole_bench=True)} == {f.name for f in study}
+    assert {folder.name for folder in cells.chosen_folders(study[0].parent, whole_bench=True)} == {
+        f.name for f in study
+    }
     monkeypatch.setenv("EARMARK_RUNS", f"{study[2]}:{study[0]}")
     assert cells.chosen_folders(tmp_path) == [study[2], study[0]]
 

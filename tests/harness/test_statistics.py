@@ -311,6 +311,8 @@ def test_rank_shift_needs_four_values_on_each_side() -> None:
     assert rank_shift([], [1.0]).value is None
     least = rank_shift([1, 2, 3, 4], [5, 6, 7, 8])
     assert least.p_value == pytest.approx(2 / 70)  # one of the 70 ways to split 8 values, both sides
+    # P(statistic <= 0) = 1/70 is under 2.5 %, P(<= 1) = 2/70 over it: the interval is that of the extreme pairs.
+    assert (least.low, least.high) == (1.0, 7.0)
 
 
 @given(st.lists(st.integers(-50, 50), min_size=4, max_size=20), st.integers(-20, 20))

@@ -317,11 +317,15 @@ class SphinxEngine:
 
     def metrics(self) -> dict[str, float]:
         return {
-            "busy_slots": sum(process.stream is not None for process in self._processes),
+            "busy_slots": self._busy_slots,
             "waiting": len(self._waiting),
             "workers": len(self._processes),
             "restarts": self._restarts,
         }
+
+    @property
+    def _busy_slots(self) -> int:
+        return sum(process.stream is not None for process in self._processes)
 
     # ---- start and stop
 
@@ -397,7 +401,7 @@ class SphinxEngine:
             return stream
         if self._stopped:
             stream.fail_soon("processing_error", STOPPED)
-        elif not self._idle and len(self._waiting) >= self.settings.waiting_count:
+        elif self._busy_slots + len(self._waiting) >= self.settings.worker_count + self.settings.waiting_count:
             message = (
                 f"all {self.settings.worker_count} recognisers are busy and {len(self._waiting)} segments wait already"
             )

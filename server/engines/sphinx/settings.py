@@ -72,8 +72,8 @@ class SphinxSettings:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise EngineError(f"sphinx {name} must be from {least} to {most}, got {value!r}")
-        if not self.backlog_seconds > 0:
-            raise EngineError(f"sphinx backlog_seconds must be above 0, got {self.backlog_seconds!r}")
+        if not 0 < self.backlog_seconds <= 500:
+            raise EngineError(f"sphinx backlog_seconds must be above 0 and at most 500, got {self.backlog_seconds!r}")
         if self.maxhmmpf is not None and self.maxhmmpf < 1:
             raise EngineError(f"sphinx maxhmmpf must be at least 1, got {self.maxhmmpf!r}")
         check_delay(self.default_delay_seconds)
