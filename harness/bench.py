@@ -127,7 +127,7 @@ def run(plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
     try:
         with _measured(plan, outcome.folder, watcher) as measured:
             for delay_ms, concurrency in product(plan.delays_ms, plan.concurrencies):
-                outcome.runs.append(_run_cell(plan, corpus, measured, concurrency, delay_ms, watcher, outcome))
+                _run_cell(plan, corpus, measured, concurrency, delay_ms, watcher, outcome)
                 if not outcome.complete:
                     outcome.notes.append("interrupted: what was not replayed until then is missing")
                     break
@@ -209,7 +209,7 @@ def _run_cell(
     delay_ms: int | None,
     watcher: Watcher,
     outcome: Outcome,
-) -> Path:
+) -> None:
     driver = DRIVERS[plan.protocol]
     url, headers = address(driver, measured.url, measured.api_key)
     destination = Destination(driver, url, {**headers, **plan.headers}, Request(measured.model or None, delay_ms))
@@ -238,16 +238,19 @@ def _run_cell(
         raise
     finally:
         watcher.end()
+    outcome.complete = replayed.complete
+    if not replayed.records:
+        _forget(folder)
+        return
+    outcome.runs.append(folder)
     _keep_metrics(folder / "metrics-after.txt", measured, plan)
     store.write_records(folder, replayed.records)
     store.write_system(folder, sampler.rows(replayed.origin_ns))
     record.complete, record.wall_seconds = replayed.complete, round(replayed.wall_seconds, 3)
     record.notes += _notes(replayed, corpus)
     store.write_run(folder, record)
-    outcome.complete = replayed.complete
     if server is not None:
         server.check()
-    return folder
 
 
 def _forget(folder: Path) -> None:
@@ -301,13 +304,16 @@ def _replay(
 def _interrupts(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, server: Server | None) -> Iterator[None]:
     """The first interrupt ends the replay in good order, the second one ends everything."""
 
+    interrupts = 0
+
     def interrupted(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts > 1:
             if server is not None:
                 server.kill()
             os._exit(130)
-        stop.set()
-        loop.call_soon_threadsafe(lambda: None)  # wake the loop
+        loop.call_soon_threadsafe(stop.set)
 
     previous = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

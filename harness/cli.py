@@ -165,6 +165,9 @@ def bench(
     corpus = load(dataset, limit=limit, skip_bad=skip_bad)
     terminal.say(_forecast(plan, corpus))
     outcome = benches.run(plan, corpus, terminal.watcher())
+    if not outcome.runs:
+        terminal.say("interrupted before anything was recorded")
+        return INTERRUPTED
     benches.score_runs(outcome.runs, terminal.say)
     page = _show(outcome.runs, outcome.folder / "report.html" if report else None, terminal)
     (outcome.folder / "bench.json").write_text(json.dumps(benches.index(outcome), indent=2) + "\n", encoding="utf-8")

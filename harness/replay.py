@@ -125,7 +125,8 @@ async def replay(
     waiting = deque((index, utterances[index % len(utterances)]) for index in order)
     shelf.fill(utterances)
     timetable = Timetable()
-    notes = await _warm_up(utterances, shelf, destination, cell, patience, timetable)
+    notes: list[str] = []
+    await _warm_up(utterances, shelf, destination, cell, patience, timetable, stop)
     streams: list[Stream] = []
     progress = Progress(total=len(waiting))
     busy: list[tuple[int, int]] = []  # first and last moment of each lane
@@ -204,7 +205,8 @@ async def _warm_up(
     cell: Cell,
     patience: Patience,
     timetable: Timetable,
-) -> list[str]:
+    stop: asyncio.Event,
+) -> None:
     """Replay the shortest utterance a few times, unrecorded: a server that fails it is not worth a run."""
     shortest = min(utterances, key=lambda utterance: utterance.seconds)
     for _ in range(cell.warm_up):
