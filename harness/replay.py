@@ -211,12 +211,19 @@ async def _warm_up(
     shortest = min(utterances, key=lambda utterance: utterance.seconds)
     for _ in range(cell.warm_up):
         stream = Stream(-1, -1, await shelf.get(shortest), destination, patience, Progress())
-        await stream.run(timetable, 0)
+        running, stopped = asyncio.create_task(stream.run(timetable, 0)), asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((running, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            running.cancel()
+        if stop.is_set():
+            return
+        await running  # raises what went wrong on our side
         if stream.outcome is not Outcome.OK:
             raise ReplayError(
                 f"the warm-up utterance got no transcript from {_public(destination.url)}: {stream.error}"
             )
-    return []
 
 
 def _public(url: str) -> str:

@@ -18,7 +18,15 @@ from harness.score import read_scores
 from harness.timeline import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
-KEPT = {"run.json", "streams.parquet", "timeline.parquet", "system.parquet", "scores.json", "utterances.parquet", "summary.md"}
+KEPT = {
+    "run.json",
+    "streams.parquet",
+    "timeline.parquet",
+    "system.parquet",
+    "scores.json",
+    "utterances.parquet",
+    "summary.md",
+}
 
 
 def command(out: Path, *arguments: str) -> list[str]:
@@ -28,7 +36,9 @@ def command(out: Path, *arguments: str) -> list[str]:
 
 def test_a_bench_leaves_runs_and_a_report_and_ends_with_one_line_of_json(tmp_path: Path) -> None:
     arguments = ["--limit", "6", "--concurrency", "2,6", "--json", "--label", "nightly"]
-    done = subprocess.run(command(tmp_path, *arguments), capture_output=True, text=True, timeout=200, cwd=ROOT, check=False)
+    done = subprocess.run(
+        command(tmp_path, *arguments), capture_output=True, text=True, timeout=200, cwd=ROOT, check=False
+    )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["complete"] is True
@@ -41,7 +51,12 @@ def test_a_bench_leaves_runs_and_a_report_and_ends_with_one_line_of_json(tmp_pat
         assert {file.name for file in folder.iterdir()} >= KEPT
         run = store.read_run(folder)
         assert run.id == folder.name
-        assert (run.complete, run.config.concurrency, run.config.delay_ms, run.config.engine) == (True, concurrency, 480, "scripted")
+        assert (run.complete, run.config.concurrency, run.config.delay_ms, run.config.engine) == (
+            True,
+            concurrency,
+            480,
+            "scripted",
+        )
         assert (run.config.target, run.config.label, run.config.dataset) == ("started", "nightly", "spoken-en")
         assert "earmark bench" in run.environment["command"]
         assert read_scores(folder).outcomes == {"ok": 6}
@@ -80,7 +95,9 @@ def test_an_interrupt_leaves_a_readable_run_that_says_it_is_incomplete(tmp_path:
 
 
 def test_a_second_interrupt_ends_everything_at_once(tmp_path: Path) -> None:
-    with subprocess.Popen(command(tmp_path, "--concurrency", "2"), stderr=subprocess.PIPE, text=True, cwd=ROOT) as bench:
+    with subprocess.Popen(
+        command(tmp_path, "--concurrency", "2"), stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as bench:
         until("connections", lambda: _connected(bench.pid) >= 2)
         children = psutil.Process(bench.pid).children(recursive=True)
         bench.send_signal(signal.SIGINT)
@@ -95,6 +112,8 @@ def test_a_second_interrupt_ends_everything_at_once(tmp_path: Path) -> None:
 def _connected(pid: int) -> int:
     """Open connections of a process."""
     try:
-        return sum(connection.status == psutil.CONN_ESTABLISHED for connection in psutil.Process(pid).net_connections("tcp"))
+        return sum(
+            connection.status == psutil.CONN_ESTABLISHED for connection in psutil.Process(pid).net_connections("tcp")
+        )
     except psutil.NoSuchProcess:
         return 0
