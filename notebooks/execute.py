@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import jupytext  # type: ignore[import-untyped]
+import jupytext
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -31,7 +31,7 @@ def pair(source: Path, check: bool = False) -> bool:
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"  # a random id would change the file each time
-    text = nbformat.writes(notebook) + "\n"  # type: ignore[no-untyped-call]
+    text = nbformat.writes(notebook) + "\n"
     target = source.with_suffix(".ipynb")
     same = target.exists() and target.read_text(encoding="utf-8") == text
     if not same and not check:
@@ -61,7 +61,7 @@ def execute(
     finally:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            nbformat.write(notebook, out / f"{source.stem}.ipynb")  # type: ignore[no-untyped-call]
+            nbformat.write(notebook, out / f"{source.stem}.ipynb")
     return None
 
 

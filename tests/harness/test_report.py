@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from harness import cells, figures, findings, report, score, store
+from harness import report, score, store
 from harness.normalise import normaliser
+from harness.report import cells, figures, findings
 from harness.timeline import Outcome
 from tests.harness.made_runs import CAVEAT, NORMALISER, SPEAKERS, Recipe, config, make, records
 

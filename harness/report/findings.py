@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from harness.cells import Cell, delay_pairs, wer_change
-from harness.statistics import Difference
-from harness.store import Run
-from harness.wording import (
+from harness.report.cells import Cell, delay_pairs, wer_change
+from harness.report.wording import (
     interval_points,
     percent,
     percent_with_interval,
     seconds,
     signed_points,
 )
+from harness.statistics import Difference
+from harness.store import Run
 
 
 def headline(cells: Sequence[Cell]) -> str:

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness import figures, latency, score, statistics, store
-from harness.figures import Curve, Floats, Line, Mark, Point
+from harness import latency, score, statistics, store
 from harness.frames import read_utterances
+from harness.report import figures
+from harness.report.figures import Curve, Floats, Line, Mark, Point
 from harness.score import Scores
 from harness.statistics import Bootstrap, Difference, Estimate
 from harness.store import Run, RunConfig

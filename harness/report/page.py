@@ -19,8 +19,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from harness import accuracy, figures
-from harness.cells import (
+from harness import accuracy
+from harness.normalise import Normaliser, normaliser
+from harness.report import figures
+from harness.report.cells import (
     Cell,
     curve,
     delay_pairs,
@@ -37,13 +39,9 @@ from harness.cells import (
     wer_change,
     worst,
 )
-from harness.figures import Line
-from harness.findings import findings, headline, streams_at_once, subject
-from harness.normalise import Normaliser, normaliser
-from harness.score import Scores
-from harness.statistics import Distribution, Estimate
-from harness.store import Run
-from harness.wording import (
+from harness.report.figures import Line
+from harness.report.findings import findings, headline, streams_at_once, subject
+from harness.report.wording import (
     interval_milliseconds,
     interval_percent,
     interval_plain,
@@ -57,6 +55,9 @@ from harness.wording import (
     seconds,
     signed_points,
 )  # fmt: skip
+from harness.score import Scores
+from harness.statistics import Distribution, Estimate
+from harness.store import Run
 
 WORST_SHOWN = 12  # per cell; the rest is in utterances.parquet
 ERRORS_SHOWN = 8
@@ -109,12 +110,12 @@ def report(folders: Sequence[Path], out: Path) -> Path:
 def render(cells: Sequence[Cell]) -> str:
     """The page as text."""
     pages = Environment(
-        loader=PackageLoader("harness", "templates"),
+        loader=PackageLoader("harness.report", "templates"),
         autoescape=select_autoescape(),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    css = resources.files("harness").joinpath("templates/report.css").read_text(encoding="utf-8")
+    css = resources.files("harness.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     first = cells[0]
     return pages.get_template("report.html").render(
         css=css,
