@@ -7,12 +7,13 @@ import contextlib
 import gc
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,9 +25,9 @@ from harness.corpus import Corpus, Utterance
 from harness.drivers import DRIVERS
 from harness.drivers.base import Request, address
 from harness.launch import Server, start
-from harness.loop import new_event_loop
 from harness.replay import Cell, Replayed, ReplayError, replay
-from harness.stream import Destination, Progress
+from harness.replay.loop import new_event_loop
+from harness.replay.stream import Destination, Progress
 from harness.system import Sampler
 
 ASK_SECONDS = 5.0
@@ -125,9 +126,10 @@ def run(plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
         raise BenchError(str(error)) from None
     outcome = Outcome(_folder(plan, corpus))
     try:
-        with _measured(plan, outcome.folder, watcher) as measured:
+        with _Interrupts() as interrupts, _measured(plan, outcome.folder, watcher) as measured:
+            interrupts.server = measured.server
             for delay_ms, concurrency in product(plan.delays_ms, plan.concurrencies):
-                outcome.runs.append(_run_cell(plan, corpus, measured, concurrency, delay_ms, watcher, outcome))
+                _run_cell(plan, corpus, measured, concurrency, delay_ms, watcher, interrupts, outcome)
                 if not outcome.complete:
                     outcome.notes.append("interrupted: what was not replayed until then is missing")
                     break
@@ -208,8 +210,9 @@ def _run_cell(
     concurrency: int,
     delay_ms: int | None,
     watcher: Watcher,
+    interrupts: _Interrupts,
     outcome: Outcome,
-) -> Path:
+) -> None:
     driver = DRIVERS[plan.protocol]
     url, headers = address(driver, measured.url, measured.api_key)
     destination = Destination(driver, url, {**headers, **plan.headers}, Request(measured.model or None, delay_ms))
@@ -230,7 +233,7 @@ def _run_cell(
     server = measured.server
     try:
         with Sampler(server_pid=server.pid if server else None) as sampler:
-            replayed = _replay(corpus.utterances, destination, cell, watcher, server)
+            replayed = _replay(corpus.utterances, destination, cell, watcher, interrupts)
     except ReplayError:
         _forget(folder)
         if server is not None:
@@ -238,16 +241,19 @@ def _run_cell(
         raise
     finally:
         watcher.end()
+    outcome.complete = replayed.complete
+    if not replayed.records:
+        _forget(folder)
+        return
+    outcome.runs.append(folder)
     _keep_metrics(folder / "metrics-after.txt", measured, plan)
     store.write_records(folder, replayed.records)
     store.write_system(folder, sampler.rows(replayed.origin_ns))
     record.complete, record.wall_seconds = replayed.complete, round(replayed.wall_seconds, 3)
     record.notes += _notes(replayed, corpus)
     store.write_run(folder, record)
-    outcome.complete = replayed.complete
     if server is not None:
         server.check()
-    return folder
 
 
 def _forget(folder: Path) -> None:
@@ -290,31 +296,50 @@ def _new_run(plan: Plan, corpus: Corpus, measured: Measured, concurrency: int, d
 
 
 def _replay(
-    utterances: Sequence[Utterance], destination: Destination, cell: Cell, watcher: Watcher, server: Server | None
+    utterances: Sequence[Utterance], destination: Destination, cell: Cell, watcher: Watcher, interrupts: _Interrupts
 ) -> Replayed:
     stop = asyncio.Event()
-    with asyncio.Runner(loop_factory=new_event_loop) as runner, _interrupts(runner.get_loop(), stop, server):
-        return runner.run(replay(utterances, destination, cell, audio.load, on_progress=watcher.progress, stop=stop))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        loop = runner.get_loop()
+        interrupts.stop = lambda: loop.call_soon_threadsafe(stop.set)
+        try:
+            return runner.run(
+                replay(utterances, destination, cell, audio.load, on_progress=watcher.progress, stop=stop)
+            )
+        finally:
+            interrupts.stop = None
 
 
-@contextlib.contextmanager
-def _interrupts(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, server: Server | None) -> Iterator[None]:
-    """The first interrupt ends the replay in good order, the second one ends everything."""
+class _Interrupts:
+    """The first interrupt ends a replay in good order, and whatever else at once; the second one ends everything."""
 
-    def interrupted(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            if server is not None:
-                server.kill()
-            os._exit(130)
-        stop.set()
-        loop.call_soon_threadsafe(lambda: None)  # wake the loop
+    def __init__(self) -> None:
+        self.server: Server | None = None
+        self.stop: Callable[[], object] | None = None  # ends the replay that is under way
+        self._count = 0
+        self._previous: dict[signal.Signals, Any] = {}
 
-    previous = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
+    def __enter__(self) -> _Interrupts:
+        if threading.current_thread() is threading.main_thread():  # nobody else may listen to signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._interrupted)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def _interrupted(self, _number: int, _frame: FrameType | None) -> None:
+        self._count += 1
+        if self._count > 1:
+            if self.server is not None:
+                self.server.kill()
+            os._exit(130)
+        if self.stop is None:
+            raise KeyboardInterrupt
+        self.stop()
 
 
 def _keep_metrics(path: Path, measured: Measured, plan: Plan) -> None:

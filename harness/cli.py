@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -68,10 +68,10 @@ def _expected() -> tuple[type[Exception], ...]:
         "harness.bench": "BenchError",
         "harness.launch": "ServerError",
         "harness.replay": "ReplayError",
-        "harness.corpus": "CorpusError",
+        "harness.corpus": "CorpusError",  # downloads that fail are such ones too
         "harness.audio": "AudioError",
         "harness.store": "StoreError",
-        "harness.cells": "NoRunsError",
+        "harness.report.cells": "NoRunsError",
         "harness.gate": "GateError",
     }
     return (
@@ -165,6 +165,9 @@ def bench(
     corpus = load(dataset, limit=limit, skip_bad=skip_bad)
     terminal.say(_forecast(plan, corpus))
     outcome = benches.run(plan, corpus, terminal.watcher())
+    if not outcome.runs:
+        terminal.say("interrupted before anything was recorded")
+        return INTERRUPTED
     benches.score_runs(outcome.runs, terminal.say)
     page = _show(outcome.runs, outcome.folder / "report.html" if report else None, terminal)
     (outcome.folder / "bench.json").write_text(json.dumps(benches.index(outcome), indent=2) + "\n", encoding="utf-8")
@@ -193,7 +196,7 @@ def _forecast(plan: Any, corpus: Corpus) -> str:
 def _show(folders: list[Path], page: Path | None, terminal: _Terminal) -> Path | None:
     """The table of the runs on the terminal and, if wanted, the report."""
     from harness import report as reports
-    from harness.cells import read_scores
+    from harness.report.cells import read_scores
     from harness.store import read_run
 
     if page is not None:
@@ -458,11 +461,21 @@ def list_datasets() -> int:
     from rich.table import Table
 
     from harness.corpus import available
+    from harness.fetch import FLEURS_LANGUAGES, fetchable
 
-    table = Table("name", "where", "what", box=None)
-    for dataset in available():
-        table.add_row(dataset.name, "fetched" if dataset.fetched else "comes along", getattr(dataset.card, "title", ""))
-    _Terminal().out.print(table)
+    table = Table("name", "where from", "language", "licence", "folder", box=None)
+    here = available()
+    for dataset in here:
+        origin = "fetched" if dataset.fetched else "comes along"
+        table.add_row(dataset.name, origin, dataset.card.language, dataset.card.licence, str(dataset.folder))
+    terminal = _Terminal()
+    terminal.out.print(table)
+    others = [name for name in fetchable() if not name.startswith("fleurs-") and name not in {one.name for one in here}]
+    terminal.out.print(
+        f"\nTo be had by 'earmark datasets fetch NAME': {', '.join([*others, 'fleurs-LANG'])} "
+        f"(LANG is one of {len(FLEURS_LANGUAGES)}, e.g. en_us, de_de, fr_fr).",
+        soft_wrap=True,
+    )
     return OK
 
 
@@ -504,9 +517,31 @@ def show_dataset(
 
 
 @datasets_app.command("fetch")
-def fetch_dataset(name: Annotated[str, typer.Argument(help="E.g. librispeech-test-clean, fleurs-en_us.")]) -> NoReturn:
-    """Download a public dataset, with resume and checksum."""
-    raise UsageError(f"fetching {name} is not built yet")
+def fetch_dataset(
+    name: Annotated[str, typer.Argument(help="E.g. librispeech-test-clean, librispeech-test-other, fleurs-en_us.")],
+    into: Annotated[Path | None, typer.Option(help="Folder to put it in.", show_default="datasets/.cache")] = None,
+) -> int:
+    """Download a public dataset from its own site; what was broken off is taken up again."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    from harness import fetch as fetching
+
+    terminal = _Terminal()
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=terminal.err, disable=not terminal.err.is_terminal) as bars:
+        tasks: dict[tuple[str, str], Any] = {}
+
+        def progress(now: fetching.Progress) -> None:
+            key = now.file, now.stage
+            if key not in tasks:
+                tasks[key] = bars.add_task(f"{now.stage} {now.file}", total=now.total_bytes)
+                if bars.disable:
+                    terminal.say(f"{now.stage} {now.file}")
+            bars.update(tasks[key], completed=now.done_bytes, total=now.total_bytes)
+
+        folder = fetching.fetch(name, into=into, progress=progress)
+    terminal.out.print(f"{name}: {folder}", soft_wrap=True)
+    return OK
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def test_help_names_every_command_and_exit_code() -> None:
         (("gate",), "name the runs"),
         (("gate", "/nowhere"), "--baseline"),
         (("datasets", "check", "nowhere"), "nowhere"),
+        (("datasets", "fetch", "fleurs-xx"), "xx"),
     ],
 )
 def test_bad_usage_is_one_sentence_and_code_3(arguments: tuple[str, ...], told: str) -> None:
@@ -109,6 +110,15 @@ def test_keys_are_not_kept_with_the_command() -> None:
     shown = cli._public_arguments(given)
     assert "s3cret" not in " ".join(shown)
     assert shown[-2:] == ["--limit", "3"]
+
+
+def test_the_datasets_that_come_along_are_listed() -> None:
+    asked = earmark("datasets", "list")
+    assert asked.returncode == 0, asked.stderr
+    for name in ("spoken-en", "non-speech", "librispeech-test-clean"):
+        assert name in asked.stdout
+    shown = earmark("datasets", "show", "spoken-en", "--limit", "3")
+    assert len(shown.stdout.strip().splitlines()) == 4
 
 
 def test_delays_can_be_left_to_the_server() -> None:

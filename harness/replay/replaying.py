@@ -12,9 +12,9 @@ from time import perf_counter_ns, process_time
 
 from harness.corpus import Utterance
 from harness.pacing import NS, Order, lane_delays_seconds, order_of, start_jitter_ns
-from harness.stream import Destination, Patience, Prepared, Progress, Stream
+from harness.replay.stream import Destination, Patience, Prepared, Progress, Stream
+from harness.replay.timetable import Timetable
 from harness.timeline import Outcome, StreamRecord
-from harness.timetable import Timetable
 from wire.pcm import BYTES_PER_SECOND
 
 LoadAudio = Callable[[Utterance], bytes]
@@ -125,7 +125,8 @@ async def replay(
     waiting = deque((index, utterances[index % len(utterances)]) for index in order)
     shelf.fill(utterances)
     timetable = Timetable()
-    notes = await _warm_up(utterances, shelf, destination, cell, patience, timetable)
+    notes: list[str] = []
+    await _warm_up(utterances, shelf, destination, cell, patience, timetable, stop)
     streams: list[Stream] = []
     progress = Progress(total=len(waiting))
     busy: list[tuple[int, int]] = []  # first and last moment of each lane
@@ -204,17 +205,25 @@ async def _warm_up(
     cell: Cell,
     patience: Patience,
     timetable: Timetable,
-) -> list[str]:
+    stop: asyncio.Event,
+) -> None:
     """Replay the shortest utterance a few times, unrecorded: a server that fails it is not worth a run."""
     shortest = min(utterances, key=lambda utterance: utterance.seconds)
     for _ in range(cell.warm_up):
         stream = Stream(-1, -1, await shelf.get(shortest), destination, patience, Progress())
-        await stream.run(timetable, 0)
+        running, stopped = asyncio.create_task(stream.run(timetable, 0)), asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((running, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            running.cancel()
+        if stop.is_set():
+            return
+        await running  # raises what went wrong on our side
         if stream.outcome is not Outcome.OK:
             raise ReplayError(
                 f"the warm-up utterance got no transcript from {_public(destination.url)}: {stream.error}"
             )
-    return []
 
 
 def _public(url: str) -> str:
