@@ -20,7 +20,7 @@ from tests.end_to_end.conftest import Serve
 from tests.end_to_end.running_server import KEY, RunningServer
 from tests.end_to_end.speech import random_words, sentence, spoken
 
-FUZZ_SECONDS = 8.0
+FUZZ_SECONDS = 5.0
 PATHS = {"yap": f"/api/asr-streaming?api_key={KEY}", "realtime": "/v1/realtime"}
 
 
