@@ -1,6 +1,6 @@
 """What the embedded recogniser costs, how late it is and how its accuracy depends on the delay: printed, never a timed test.
 
-Run from the root of the repository: ``python -m benchmarks.sphinx_streams`` (about a minute and a half on two cores).
+Run from the root of the repository: ``python -m benchmarks.sphinx_streams`` (about a minute and a half on two free cores).
 """
 
 from __future__ import annotations
@@ -166,9 +166,9 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, default=Path("datasets/spoken-en"))
     parser.add_argument("--profile", choices=("fast", "accurate"), default="fast")
     parser.add_argument("--streams", type=numbers, default=[1, 4, 8, 12])
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--delays", type=numbers, default=[0.08, 0.16, 0.48, 0.96, 2.4])
-    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--delays", type=numbers, default=[0.16, 0.48, 0.96, 2.4])
+    parser.add_argument("--clips", type=int, default=20)
     arguments = parser.parse_args()
     clips = load(arguments.dataset, arguments.clips)
     cores = SphinxSettings().worker_count // 6

@@ -25,9 +25,9 @@ from harness.corpus import Corpus, Utterance
 from harness.drivers import DRIVERS
 from harness.drivers.base import Request, address
 from harness.launch import Server, start
-from harness.loop import new_event_loop
 from harness.replay import Cell, Replayed, ReplayError, replay
-from harness.stream import Destination, Progress
+from harness.replay.loop import new_event_loop
+from harness.replay.stream import Destination, Progress
 from harness.system import Sampler
 
 ASK_SECONDS = 5.0

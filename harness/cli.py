@@ -71,7 +71,7 @@ def _expected() -> tuple[type[Exception], ...]:
         "harness.corpus": "CorpusError",  # downloads that fail are such ones too
         "harness.audio": "AudioError",
         "harness.store": "StoreError",
-        "harness.cells": "NoRunsError",
+        "harness.report.cells": "NoRunsError",
         "harness.gate": "GateError",
     }
     return (
@@ -196,7 +196,7 @@ def _forecast(plan: Any, corpus: Corpus) -> str:
 def _show(folders: list[Path], page: Path | None, terminal: _Terminal) -> Path | None:
     """The table of the runs on the terminal and, if wanted, the report."""
     from harness import report as reports
-    from harness.cells import read_scores
+    from harness.report.cells import read_scores
     from harness.store import read_run
 
     if page is not None:

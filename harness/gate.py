@@ -19,7 +19,7 @@ from rich.text import Text
 from scipy.stats import norm
 
 from harness import statistics, store
-from harness.cells import read_utterances
+from harness.frames import read_utterances
 from harness.score import Scores, read_scores
 from harness.statistics import RESAMPLES, Bootstrap, Difference
 from harness.store import Run
@@ -226,7 +226,7 @@ class GateResult:
             better = [_told(judged) for judged in self.judged if judged.verdict is Verdict.BETTER]
             return f"PASS, and better: {'; '.join(better)}"
         blind = sum(1 for judged in self.judged if judged.seen is None)
-        unable = f" ({blind} of {len(self.judged)} tests were too small to see anything)" if blind else ""
+        unable = f" ({blind} of them on too few utterances to see anything)" if blind else ""
         return f"PASS: nothing got worse by more than its tolerance in {len(self.judged)} tests{unable}"
 
     def table(self) -> Table:

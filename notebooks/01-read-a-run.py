@@ -20,9 +20,19 @@
 
 # %%
 # %matplotlib inline
-from harness import figures, report
-from harness.cells import chosen_folders, curve, error_rates, lag_lines, lengths_and_rates, load, typical_stream, worst
-from harness.findings import findings, headline
+from harness import report
+from harness.report import figures
+from harness.report.cells import (
+    chosen_folders,
+    curve,
+    error_rates,
+    lag_lines,
+    lengths_and_rates,
+    load,
+    typical_stream,
+    worst,
+)
+from harness.report.findings import findings, headline
 
 cells = load(chosen_folders())
 cell = cells[0]

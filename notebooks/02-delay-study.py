@@ -20,8 +20,9 @@
 
 # %%
 # %matplotlib inline
-from harness import figures, report
-from harness.cells import (
+from harness import report
+from harness.report import figures
+from harness.report.cells import (
     PUBLISHED_LABEL,
     PUBLISHED_VOXTRAL,
     chosen_folders,
@@ -31,7 +32,7 @@ from harness.cells import (
     trade,
     wer_by_delay,
 )
-from harness.findings import choose_delay, headline
+from harness.report.findings import choose_delay, headline
 
 cells = load(chosen_folders(whole_bench=True))
 print(headline(cells))

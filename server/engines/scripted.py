@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections import deque
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -23,11 +24,15 @@ _REPORT_SECONDS = 0.4
 """Progress is told at least this often, in seconds of audio."""
 
 
+_NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class Stall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """At ``at`` seconds of the utterance's audio the engine falls silent for ``seconds`` of wall time."""
 
     at: float
-    seconds: float
+    seconds: _NotNegative
 
 
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,19 +54,19 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     words: tuple[TimedWord, ...] = ()
-    latency_ms: float = 0.0
-    jitter_ms: float = 0.0
-    final_latency_ms: float = 0.0
-    substitute_every: int = 0
-    delete_every: int = 0
-    insert_every: int = 0
-    lost_tail_words: int = 0
+    latency_ms: _NotNegative = 0.0
+    jitter_ms: _NotNegative = 0.0
+    final_latency_ms: _NotNegative = 0.0
+    substitute_every: _Count = 0
+    delete_every: _Count = 0
+    insert_every: _Count = 0
+    lost_tail_words: _Count = 0
     stalls: tuple[Stall, ...] = ()
     faults: tuple[Fault, ...] = ()
-    audio_rate: float | None = None
+    audio_rate: Annotated[float, msgspec.Meta(gt=0)] | None = None
     fragments: bool = False
     timed_words: bool = True
-    slots: int = 2000
+    slots: Annotated[int, msgspec.Meta(ge=1)] = 2000
     seed: int = 0
 
 

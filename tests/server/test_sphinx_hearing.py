@@ -40,7 +40,7 @@ async def transcripts(engine: SphinxEngine, spoken: list[tuple[str, bytes]]) -> 
 
 
 async def test_speech_becomes_text(engine: SphinxEngine) -> None:
-    spoken = clips(8)
+    spoken = clips(6)
     assert (
         word_errors(await transcripts(engine, spoken)) < 0.4
     )  # about 0.2 over the whole set; a recogniser that guesses has 1

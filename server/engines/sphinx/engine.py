@@ -63,7 +63,7 @@ class _Stream:
         self._fed_bytes += len(pcm)
         limit = self._engine.settings.backlog_seconds
         if seconds_of(self._fed_bytes) - self._heard_seconds > limit:
-            self.fail_soon("overloaded", f"more than {limit:g} s of audio wait to be heard")
+            self.fail("overloaded", f"more than {limit:g} s of audio wait to be heard")
             return
         if not self._heard_seconds:
             self._unheard += pcm
@@ -98,7 +98,7 @@ class _Stream:
         self.process = None
         self._processes_lost += 1
         if self._heard_seconds or self._processes_lost > SPARE_LIVES:
-            self.fail_soon("processing_error", f"{why} while it heard this segment")
+            self.fail("processing_error", f"{why} while it heard this segment")
         else:
             self._engine.wait_first(self)
 
@@ -114,10 +114,10 @@ class _Stream:
         self._end(early=False)
         self._tell(SegmentDone(self._segment, Usage(steps, self._words)))
 
-    def fail_soon(self, code: str, message: str) -> None:
-        """Give the stream up, and say so from the loop: the caller may be in the midst of opening or feeding it."""
+    def fail(self, code: str, message: str) -> None:
+        """Give the stream up."""
         self._end(early=True)
-        self._engine.loop.call_soon(self._tell, EngineFailed(self._segment, code, message))
+        self._tell(EngineFailed(self._segment, code, message))
 
     def _end(self, *, early: bool) -> None:
         if self.ended:
@@ -129,7 +129,11 @@ class _Stream:
         self._engine.release(self)
 
     def _tell(self, event: EngineEvent) -> None:
-        if self._sink is not None:
+        """Say it from the loop: the caller may be in the midst of opening or feeding, and what the sink does wrong is its own."""
+        self._engine.loop.call_soon(self._deliver, event)
+
+    def _deliver(self, event: EngineEvent) -> None:
+        if self._sink is not None:  # not aborted in the meantime
             self._sink(event)
 
 
@@ -397,15 +401,15 @@ class SphinxEngine:
             stream = _Stream(self, number, segment.segment, check_delay(delay_seconds), sink)
         except EngineError as error:
             stream = _Stream(self, number, segment.segment, 1, sink)
-            stream.fail_soon("processing_error", str(error))
+            stream.fail("processing_error", str(error))
             return stream
         if self._stopped:
-            stream.fail_soon("processing_error", STOPPED)
+            stream.fail("processing_error", STOPPED)
         elif self._busy_slots + len(self._waiting) >= self.settings.worker_count + self.settings.waiting_count:
             message = (
                 f"all {self.settings.worker_count} recognisers are busy and {len(self._waiting)} segments wait already"
             )
-            stream.fail_soon("overloaded", message)
+            stream.fail("overloaded", message)
         else:
             self._waiting.append(stream)
             self._dispatch()
@@ -428,7 +432,7 @@ class SphinxEngine:
     def wait_first(self, stream: _Stream) -> None:
         """The stream lost its process through no fault of its own, and gets the next one."""
         if self._stopped:
-            stream.fail_soon("processing_error", STOPPED)
+            stream.fail("processing_error", STOPPED)
         else:
             self._waiting.appendleft(stream)
             self._dispatch()
@@ -442,7 +446,7 @@ class SphinxEngine:
 
     def _fail_waiting(self, message: str) -> None:
         while self._waiting:
-            self._waiting.popleft().fail_soon("processing_error", message)
+            self._waiting.popleft().fail("processing_error", message)
 
     # ---- processes
 

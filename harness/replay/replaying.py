@@ -12,9 +12,9 @@ from time import perf_counter_ns, process_time
 
 from harness.corpus import Utterance
 from harness.pacing import NS, Order, lane_delays_seconds, order_of, start_jitter_ns
-from harness.stream import Destination, Patience, Prepared, Progress, Stream
+from harness.replay.stream import Destination, Patience, Prepared, Progress, Stream
+from harness.replay.timetable import Timetable
 from harness.timeline import Outcome, StreamRecord
-from harness.timetable import Timetable
 from wire.pcm import BYTES_PER_SECOND
 
 LoadAudio = Callable[[Utterance], bytes]

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter_ns
 
-from harness.connection import Connection, close_text, connect, prepare
 from harness.corpus import Utterance
 from harness.drivers.base import Appended, Done, Driver, Dropped, Fault, Final, Ready, Request, Tentative
 from harness.pacing import NS, due_offsets_ns, packet_ends
+from harness.replay.connection import Connection, close_text, connect, prepare
+from harness.replay.timetable import Timetable
 from harness.timeline import Entry, Kind, Outcome, StreamRecord
-from harness.timetable import Timetable
 from wire.pcm import BYTES_PER_SECOND
 
 

@@ -46,6 +46,16 @@ def bracketed(estimate: Estimate | Difference, scale: float, digits: int) -> str
     return f"[{estimate.low * scale:.{digits}f}, {estimate.high * scale:.{digits}f}]"
 
 
+def ratio(value: float) -> str:
+    """A factor without a unit."""
+    return f"{value:.2f}"
+
+
+def interval_ratio(estimate: Estimate) -> str:
+    """For `ratio`."""
+    return bracketed(estimate, 1, 2)
+
+
 def interval_percent(estimate: Estimate) -> str:
     """For `percent`."""
     return bracketed(estimate, 100, 1)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from harness.cells import Cell, delay_pairs, wer_change
-from harness.statistics import Difference
-from harness.store import Run
-from harness.wording import (
+from harness.report.cells import Cell, delay_pairs, wer_change
+from harness.report.wording import (
     interval_points,
     percent,
     percent_with_interval,
     seconds,
     signed_points,
 )
+from harness.statistics import Difference
+from harness.store import Run
 
 
 def headline(cells: Sequence[Cell]) -> str:
@@ -72,7 +72,15 @@ def _headline_of_many(cells: Sequence[Cell]) -> str:
 def findings(cells: Sequence[Cell]) -> list[str]:
     """A few sentences about what is worth a look, each computed from the runs."""
     said = [_what_delay_buys(cells)] if any(True for _ in delay_pairs(cells)) else []
-    return [*said, *_concentration(cells), *_excess(cells), *_missing(cells), *_stalls(cells), *_falling_behind(cells)]
+    return [
+        *said,
+        *_concentration(cells),
+        *_excess(cells),
+        *_missing(cells),
+        *_stalls(cells),
+        *_falling_behind(cells),
+        *_other_work(cells),
+    ]
 
 
 def _what_delay_buys(cells: Sequence[Cell]) -> str:
@@ -135,6 +143,14 @@ def _falling_behind(cells: Sequence[Cell]) -> Iterable[str]:
             yield f"{cell.mark.label or 'The server'} does not keep up: the median stream falls behind by {behind}."
 
 
+def _other_work(cells: Sequence[Cell]) -> Iterable[str]:
+    """What the machine did beyond server and harness: latencies of a busy machine are not those of the server alone."""
+    shares = [share for cell in cells if (share := cell.other_work) is not None]
+    if shares and max(shares) > BUSY:
+        taken = _span([share * 100 for share in shares], " %")
+        yield f"Other work took {taken} of the machine's processors (median over the run): expect better latencies on a free one."
+
+
 def _span(values: Sequence[float], unit: str) -> str:
     low, high = f"{min(values):.0f}", f"{max(values):.0f}"
     return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
@@ -183,6 +199,7 @@ def soundness(cells: Sequence[Cell]) -> str:
     return f"{len(bad)} of {len(cells)} cells NOT VALID"
 
 
+BUSY = 0.2  # share of the processors taken by other work from which on it is worth a warning
 WORSE_BY = 0.01  # a shorter delay is good enough when its WER is not proven worse than the best by more than this
 
 

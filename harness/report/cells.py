@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness import figures, latency, score, statistics, store
-from harness.figures import Curve, Floats, Line, Mark, Point
+from harness import latency, score, statistics, store
+from harness.frames import read_utterances
+from harness.report import figures
+from harness.report.figures import Curve, Floats, Line, Mark, Point
 from harness.score import Scores
 from harness.statistics import Bootstrap, Difference, Estimate
 from harness.store import Run, RunConfig
@@ -55,6 +57,23 @@ class Cell:
         return self.scores.valid and self.scores.complete
 
     @property
+    def other_work(self) -> float | None:
+        """The median share of the machine's processors that neither the server nor the harness used; ``None`` where unknown.
+
+        Behind a server that was not started by the run, or on another machine, nothing can be told apart.
+        """
+        cores = self.run.environment.get("cores")
+        if self.system.empty or not isinstance(cores, int) or "server" not in set(self.system["source"]):
+            return None
+        busy = self.system.assign(second=self.system["t_seconds"].round()).pivot_table(
+            index="second", columns="source", values="cpu_percent", aggfunc="mean"
+        )
+        if "machine" not in busy:
+            return None
+        own = busy[[name for name in ("server", "harness") if name in busy]].sum(axis=1)
+        return float((busy["machine"] - own).median() / (100 * cores))
+
+    @property
     def scored(self) -> pd.DataFrame:
         """The utterances that count: those of ramp-up and cool-down are recorded, not scored."""
         return self.utterances[self.utterances["scored"]]
@@ -82,25 +101,6 @@ def read_scores(folder: Path) -> Scores:
     if not (folder / "scores.json").exists():
         raise NoRunsError(f"{folder} has no scores.json: run `earmark score {folder}` first")
     return score.read_scores(folder)
-
-
-TEXT_COLUMNS = frozenset({"utterance", "speaker", "language", "outcome", "error", "reference", "hypothesis"})
-
-
-def read_utterances(folder: Path) -> pd.DataFrame:
-    """utterances.parquet with numbers as floats (NaN where there is none), text as text and word lists as arrays."""
-    frame = pd.DataFrame(store.read_rows(folder / "utterances.parquet"))
-    for name in frame.columns:
-        if name in LIST_COLUMNS:
-            frame[name] = frame[name].map(lambda values: np.asarray([] if values is None else values, dtype=np.float64))
-        elif name == "scored":
-            frame[name] = frame[name].astype(bool)
-        elif name not in TEXT_COLUMNS:
-            frame[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)
-    return frame
-
-
-LIST_COLUMNS = frozenset({"word_end_seconds", "word_emission_latencies", "word_finality_latencies"})
 
 
 def chosen_folders(root: Path = Path("reports/runs"), whole_bench: bool = False) -> list[Path]:

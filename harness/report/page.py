@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +19,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from harness import accuracy, figures
-from harness.cells import (
+from harness import accuracy
+from harness.normalise import Normaliser, normaliser
+from harness.report import figures
+from harness.report.cells import (
     Cell,
     curve,
     delay_pairs,
@@ -36,24 +39,25 @@ from harness.cells import (
     wer_change,
     worst,
 )
-from harness.figures import Line
-from harness.findings import findings, headline, streams_at_once, subject
-from harness.normalise import Normaliser, normaliser
-from harness.score import Scores
-from harness.statistics import Distribution, Estimate
-from harness.store import Run
-from harness.wording import (
+from harness.report.figures import Line
+from harness.report.findings import findings, headline, streams_at_once, subject
+from harness.report.wording import (
     interval_milliseconds,
     interval_percent,
     interval_plain,
     interval_points,
+    interval_ratio,
     interval_seconds,
     milliseconds,
     percent,
     plain,
+    ratio,
     seconds,
     signed_points,
 )  # fmt: skip
+from harness.score import Scores
+from harness.statistics import Distribution, Estimate
+from harness.store import Run
 
 WORST_SHOWN = 12  # per cell; the rest is in utterances.parquet
 ERRORS_SHOWN = 8
@@ -83,6 +87,7 @@ TERMS = {
     "keeps up when that is not above 0.",
     "pacing": "How late packets left the load generator. Above 20 ms (or half a packet) at p99 the run measures "
     "the generator and is invalid.",
+    "real-time factor": "Wall time over audio time, for unpaced runs only; below 1 is faster than the audio.",
     "streams at once": "How many utterances were in flight at any time.",
     "valid": "The load generator kept its own schedule and the run was scored in full; only valid runs pass a gate.",
 }
@@ -105,12 +110,12 @@ def report(folders: Sequence[Path], out: Path) -> Path:
 def render(cells: Sequence[Cell]) -> str:
     """The page as text."""
     pages = Environment(
-        loader=PackageLoader("harness", "templates"),
+        loader=PackageLoader("harness.report", "templates"),
         autoescape=select_autoescape(),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    css = resources.files("harness").joinpath("templates/report.css").read_text(encoding="utf-8")
+    css = resources.files("harness.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     first = cells[0]
     return pages.get_template("report.html").render(
         css=css,
@@ -199,11 +204,14 @@ def _rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             )
 
     def latency(name: str, label: str, term: str, quantiles: Sequence[str], key: str = "") -> None:
+        if not paced:
+            return  # without a schedule nothing is late
         for quantile in quantiles:
             measured = [cell.scores.latency.get(name) for cell in cells]
             values = [None if d is None else _value(getattr(d, quantile), seconds, interval_seconds) for d in measured]
             row(f"{label} {quantile}", values, term, key=quantile == key)
 
+    paced = any(math.isfinite(cell.run.config.speed) for cell in cells)
     rows: list[dict[str, Any]] = [{"group": "Accuracy"}]
     scores = [cell.scores for cell in cells]
     row("WER", [_value(s.accuracy.wer, percent, interval_percent) for s in scores], "WER", key=True)
@@ -224,6 +232,10 @@ def _rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     latency("word_finality_latency", "word finality", "word finality", ("p50",))
     latency("excess_latency", "excess latency", "excess latency", ("p50",))
     latency("time_to_final", "time to final", "time to final", ("p50", "p95", "p99"))
+    factors = [one.latency.get("real_time_factor") for one in scores]
+    told = [None if factor is None else _value(factor.p50, ratio, interval_ratio) for factor in factors]
+    row("real-time factor p50", told, "real-time factor")
+    row("audio seconds per second", [_throughput(s) for s in scores], "real-time factor")
     rows.append({"group": "Stability"})
     for name, label in (
         ("unstable_partial_word_ratio", "unstable words"),
@@ -275,6 +287,13 @@ COUNTS = {
     "unmatched_words": "words without a latency",
     "dropped_seconds": "dropped audio (s)",
 }
+
+
+def _throughput(scores: Scores) -> dict[str, Any] | None:
+    """Only unpaced runs have one: a paced run is as fast as its audio."""
+    if "real_time_factor" not in scores.latency or "audio_seconds_per_second" not in scores.counts:
+        return None
+    return {"text": plain(round(scores.counts["audio_seconds_per_second"], 1))}
 
 
 def _failed(scores: Scores) -> dict[str, Any]:

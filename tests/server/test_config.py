@@ -1,0 +1,220 @@
+"""Settings: where they come from, what is refused, and that every one is documented."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.config import ConfigError, Settings, environment_names, read
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for field in Settings.model_fields:
+        for name in environment_names(field):
+            monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def setting(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Read the settings with these environment variables."""
+
+    def read_with(*flags: str, **variables: str) -> Settings:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return read(flags, os.environ)
+
+    return read_with
+
+
+DEFAULTS_OF_THE_SPEC = {
+    "SERVER_BIND_HOST": ("host", "0.0.0.0"),
+    "SERVER_PORT": ("port", 8000),
+    "LOG_LEVEL": ("log_level", "info"),
+    "VOXTRAL_MODEL_ID": ("model_id", "mistralai/Voxtral-Mini-4B-Realtime-2602"),
+    "WS_IDLE_TIMEOUT_S": ("idle_timeout_s", 150.0),
+    "WS_MAX_CONNECTION_DURATION_S": ("max_connection_duration_s", 5400.0),
+    "WS_WATCHDOG_TICK_S": ("watchdog_tick_s", 5.0),
+    "WS_CLOSE_IDLE_REASON": ("close_idle_reason", "idle_timeout"),
+    "MAX_CONCURRENT_CONNECTIONS": ("max_concurrent_connections", 0),
+    "WS_INBOUND_QUEUE_MAX": ("inbound_queue_max", 256),
+    "STT_INTERNAL_ROLL": ("internal_roll", True),
+    "STT_SEGMENT_SECONDS": ("segment_seconds", 60.0),
+    "STT_SEGMENT_OVERLAP_SECONDS": ("segment_overlap_seconds", 0.8),
+    "STT_MAX_BACKLOG_SECONDS": ("max_backlog_seconds", 5.0),
+}
+
+
+@pytest.mark.parametrize("variable", DEFAULTS_OF_THE_SPEC)
+def test_defaults_are_those_of_the_envelope_protocol(setting: Any, variable: str) -> None:
+    field, default = DEFAULTS_OF_THE_SPEC[variable]
+    assert environment_names(field) == [variable]
+    assert getattr(setting(), field) == default
+
+
+def test_a_flag_wins_over_the_environment(setting: Any) -> None:
+    assert setting(SERVER_PORT="81").port == 81
+    assert setting("--port", "82", SERVER_PORT="81").port == 82
+
+
+def test_an_empty_variable_is_not_set(setting: Any) -> None:
+    settings = setting(**{environment_names(field)[0]: "" for field in Settings.model_fields})
+    assert settings == Settings()
+
+
+@pytest.mark.parametrize("field", ["idle_timeout_s", "max_connection_duration_s", "max_backlog_seconds"])
+@pytest.mark.parametrize(
+    "word", ["0", "none", "null", "disabled", "disable", "off", "OFF", " Off ", "-1", "-0.5", "0.0"]
+)
+def test_words_that_switch_a_limit_off(setting: Any, field: str, word: str) -> None:
+    assert getattr(setting(**{environment_names(field)[0]: word}), field) is None
+    assert getattr(setting(f"--{field.replace('_', '-')}={word}"), field) is None
+
+
+@pytest.mark.parametrize(("word", "value"), [("1", True), ("true", True), ("yes", True), ("0", False), ("off", False)])
+def test_switches_in_the_environment(setting: Any, word: str, value: bool) -> None:
+    assert setting(STT_INTERNAL_ROLL=word).internal_roll is value
+
+
+def test_lists_are_comma_separated(setting: Any) -> None:
+    settings = setting("--surfaces", "realtime", EARMARK_API_KEYS=" a, b ,,c ")
+    assert settings.api_keys == ["a", "b", "c"]
+    assert settings.surfaces == ["realtime"]
+
+
+@pytest.mark.parametrize("level", ["DEBUG", " info ", "Warning", "error"])
+def test_levels_and_engines_are_read_in_any_case(setting: Any, level: str) -> None:
+    assert setting(LOG_LEVEL=level).log_level == level.strip().lower()
+
+
+@pytest.mark.parametrize("tick", ["0", "-3", "0.5"])
+def test_the_watchdog_period_is_taken_for_compatibility(setting: Any, tick: str) -> None:
+    assert setting(WS_WATCHDOG_TICK_S=tick).watchdog_tick_s == float(tick)
+
+
+BAD = {
+    "port": ["-1", "65536", "http", "8000.5"],
+    "surfaces": ["sessions", "yap,grpc", ","],
+    "announce": ["perhaps"],
+    "require_key": ["perhaps"],
+    "engine": ["whisperx", "vllm2"],
+    "delay_ms": ["0", "100", "2480", "-80", "480.5", "fast", "inf"],
+    "sphinx_profile": ["best"],
+    "sphinx_workers": ["-1", "many"],
+    "sphinx_maxhmmpf": ["-1", "x"],
+    "vad": ["perhaps"],
+    "idle_timeout_s": ["soon", "nan", "inf", "5s"],
+    "max_connection_duration_s": ["soon", "nan", "inf"],
+    "watchdog_tick_s": ["often", "nan"],
+    "close_idle_reason": ["x" * 124, "ü" * 62],
+    "max_concurrent_connections": ["-1", "all", "1.5"],
+    "inbound_queue_max": ["0", "-1", "all"],
+    "max_backlog_seconds": ["little", "nan", "inf"],
+    "internal_roll": ["sometimes"],
+    "segment_seconds": ["0.5", "0", "-60", "abc", "nan", "inf"],
+    "segment_overlap_seconds": ["-0.1", "abc", "nan", "inf", "60", "61"],
+    "max_queued_seconds": ["0", "-1", "abc", "inf", "nan"],
+    "park_seconds": ["0", "-1", "abc", "inf"],
+    "unlimited": ["perhaps"],
+    "drain_seconds": ["-1", "abc", "inf", "nan"],
+    "log_level": ["loud", "notset"],
+    "log_format": ["xml"],
+}
+ANY_TEXT = {"host", "api_key", "api_keys", "model_id", "served_model_name", "script"}
+
+
+def test_every_setting_is_either_text_or_in_the_table() -> None:
+    assert set(BAD) | ANY_TEXT == set(Settings.model_fields)
+    assert not set(BAD) & ANY_TEXT
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in BAD.items() for value in values])
+def test_a_bad_setting_is_refused_with_its_name_and_value(setting: Any, field: str, value: str) -> None:
+    [variable] = environment_names(field)
+    with pytest.raises(ConfigError) as refused:
+        setting(**{variable: value})
+    assert f"{variable}={value}" in str(refused.value)
+    assert f"--{field.replace('_', '-')}" in str(refused.value), "and how to set it otherwise"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (field, value)
+        for field, values in BAD.items()
+        for value in values
+        if Settings.model_fields[field].annotation is not bool  # those flags take no value
+    ],
+)
+def test_a_bad_flag_is_refused_with_its_name_and_value(setting: Any, field: str, value: str) -> None:
+    flag = f"--{field.replace('_', '-')}={value}"
+    with pytest.raises(ConfigError, match=re.escape(flag)):
+        setting(flag)
+
+
+def test_all_bad_settings_are_told_at_once(setting: Any) -> None:
+    with pytest.raises(ConfigError) as refused:
+        setting(SERVER_PORT="x", STT_SEGMENT_SECONDS="abc", VOXTRAL_TRANSCRIPTION_DELAY_MS="77")
+    assert len(str(refused.value).splitlines()) == 3
+
+
+def test_an_overlap_as_long_as_the_segment_is_refused(setting: Any) -> None:
+    with pytest.raises(ConfigError, match="STT_SEGMENT_OVERLAP_SECONDS=2"):
+        setting(STT_SEGMENT_SECONDS="2", STT_SEGMENT_OVERLAP_SECONDS="2")
+    assert setting(STT_SEGMENT_SECONDS="2", STT_SEGMENT_OVERLAP_SECONDS="1.9").segment_overlap_seconds == 1.9
+
+
+# ---- the process
+
+
+def server(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
+    return subprocess.run(
+        [sys.executable, "-m", "server", *flags],
+        cwd=ROOT,
+        env=kept | variables,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "told"),
+    [
+        ([], {"STT_SEGMENT_SECONDS": "abc"}, "STT_SEGMENT_SECONDS=abc"),
+        (["--delay-ms", "100"], {}, "--delay-ms=100"),
+        (["--engine", "scripted", "--script", "{nonsense"], {}, "--script={nonsense"),
+        (["--engine", "scripted"], {"EARMARK_SCRIPT": '{"latency": 1}'}, '--script={"latency": 1}'),
+        (["--engine", "scripted", "--script", "/nowhere.json"], {}, "--script=/nowhere.json"),
+        (["--engine", "scripted", "--port", "0", "--script", '{"audio_rate": 0}'], {}, "audio_rate"),
+        (["--prot", "8000"], {}, "--prot"),
+        (["--port"], {}, "--port"),
+    ],
+)
+def test_a_bad_setting_stops_the_start_with_status_2(flags: list[str], variables: dict[str, str], told: str) -> None:
+    ended = server(*flags, **variables)
+    assert ended.returncode == 2
+    assert told in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_help_documents_every_option() -> None:
+    ended = server("--help")
+    assert ended.returncode == 0
+    text = " ".join(ended.stdout.split())
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert environment_names(name)[0] in text
+        assert field.description
+        assert field.description[:30] in text
