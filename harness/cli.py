@@ -463,11 +463,11 @@ def list_datasets() -> int:
     from harness.corpus import available
     from harness.fetch import FLEURS_LANGUAGES, fetchable
 
-    table = Table("name", "where from", "language", "licence", "folder", box=None)
+    table = Table("name", "where from", "language", "what", box=None)
     here = available()
     for dataset in here:
         origin = "fetched" if dataset.fetched else "comes along"
-        table.add_row(dataset.name, origin, dataset.card.language, dataset.card.licence, str(dataset.folder))
+        table.add_row(dataset.name, origin, dataset.card.language, dataset.card.description)
     terminal = _Terminal()
     terminal.out.print(table)
     others = [name for name in fetchable() if not name.startswith("fleurs-") and name not in {one.name for one in here}]
