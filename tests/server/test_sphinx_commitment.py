@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engines.sphinx.commitment import Commitment, Hypothesis, PlacedWord
 
+# On a machine with other work a single example may take any time.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 STEP = 8
 DELAYS = st.integers(1, 30).map(lambda steps: steps * STEP)
 TEXTS = st.sampled_from(["the", "a", "cat", "sat"])  # few, so that repetitions are common
@@ -33,6 +35,7 @@ def sequences(draw: st.DrawFn) -> list[Hypothesis]:
     return hypotheses
 
 
+@patient
 @given(sequences(), DELAYS)
 def test_committed_words_stay_in_order_of_time(hypotheses: list[Hypothesis], delay: int) -> None:
     words = commit(hypotheses, delay)
@@ -40,6 +43,7 @@ def test_committed_words_stay_in_order_of_time(hypotheses: list[Hypothesis], del
     assert all(before.end <= after.start for before, after in pairwise(words))
 
 
+@patient
 @given(sequences(), DELAYS)
 def test_no_word_is_committed_before_its_end_lies_the_delay_behind(hypotheses: list[Hypothesis], delay: int) -> None:
     commitment = Commitment(delay)
@@ -48,6 +52,7 @@ def test_no_word_is_committed_before_its_end_lies_the_delay_behind(hypotheses: l
         assert all(word.end <= step * STEP - delay for word in committed)
 
 
+@patient
 @given(sequences(), DELAYS)
 def test_a_word_that_reaches_the_edge_stays_tentative(hypotheses: list[Hypothesis], delay: int) -> None:
     commitment = Commitment(delay)
@@ -58,6 +63,7 @@ def test_a_word_that_reaches_the_edge_stays_tentative(hypotheses: list[Hypothesi
             assert not committed or rest
 
 
+@patient
 @given(sequences(), DELAYS)
 def test_tentative_words_lie_behind_the_committed_ones_and_are_the_hypothesis_end(
     hypotheses: list[Hypothesis], delay: int
@@ -71,11 +77,13 @@ def test_tentative_words_lie_behind_the_committed_ones_and_are_the_hypothesis_en
         assert all(word.end > last_end for word in rest)
 
 
+@patient
 @given(sequences())
 def test_an_endless_delay_gives_the_last_hypothesis(hypotheses: list[Hypothesis]) -> None:
     assert commit(hypotheses, math.inf) == list(hypotheses[-1].words)
 
 
+@patient
 @given(sequences(), DELAYS)
 def test_settled_words_may_be_left_out(hypotheses: list[Hypothesis], delay: int) -> None:
     whole, short = Commitment(delay), Commitment(delay)
@@ -106,6 +114,7 @@ def trembling(draw: st.DrawFn) -> tuple[list[str], list[Hypothesis]]:
     return texts, hypotheses
 
 
+@patient
 @given(trembling(), DELAYS)
 def test_borders_that_tremble_neither_double_nor_lose_a_word(
     spoken: tuple[list[str], list[Hypothesis]], delay: int

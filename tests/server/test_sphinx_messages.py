@@ -5,15 +5,18 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engines.sphinx.messages import Frames, Kind, Progress, decode_progress, frame
 from wire.words import TimedWord
 
+# On a machine with other work a single example may take any time.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FRAMES = st.lists(st.tuples(st.sampled_from(Kind), st.integers(0, 2**32 - 1), st.binary(max_size=40)), max_size=8)
 
 
+@patient
 @given(FRAMES, st.lists(st.integers(0, 400), max_size=20))
 def test_what_is_framed_arrives_whole_however_the_stream_is_cut(
     sent: list[tuple[Kind, int, bytes]], cuts: list[int]

@@ -5,11 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as rules
 from hypothesis import strategies as st
 
 from server.core.voice import Endpointer, EndpointerSettings, SpeechEnded, SpeechStarted
 
+# On a machine with other work a single example may take any time.
+patient = rules(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FRAME = 0.032
 SETTINGS = st.builds(
     lambda threshold, fall, speech, silence: EndpointerSettings(threshold, threshold * fall, speech, silence),
@@ -31,6 +34,7 @@ def run(probabilities: list[float], settings: EndpointerSettings | None = None) 
     return [change for change in changes if change is not None], endpointer
 
 
+@patient
 @given(PROBABILITIES, SETTINGS)
 def test_starts_and_ends_alternate_in_order_of_time(probabilities: list[float], settings: EndpointerSettings) -> None:
     changes, endpointer = run(probabilities, settings)
@@ -43,6 +47,7 @@ def test_starts_and_ends_alternate_in_order_of_time(probabilities: list[float], 
         assert after.at_seconds - before.at_seconds >= least - 1e-6
 
 
+@patient
 @given(PROBABILITIES, SETTINGS)
 def test_an_end_is_told_in_the_very_frame_that_makes_the_silence_long_enough(
     probabilities: list[float], settings: EndpointerSettings
@@ -57,6 +62,7 @@ def test_an_end_is_told_in_the_very_frame_that_makes_the_silence_long_enough(
             assert change.at_seconds == pytest.approx(endpointer.heard_seconds - settings.silence_seconds, abs=1e-6)
 
 
+@patient
 @given(PROBABILITIES, SETTINGS)
 def test_voiced_frames_are_counted_once_and_only_within_speech(
     probabilities: list[float], settings: EndpointerSettings
@@ -75,6 +81,7 @@ def test_voiced_frames_are_counted_once_and_only_within_speech(
     assert len(certain) * FRAME - 1e-6 <= endpointer.speech_seconds <= within + 1e-6
 
 
+@patient
 @given(PROBABILITIES)
 def test_a_second_stream_after_reset_is_heard_like_a_first(probabilities: list[float]) -> None:
     used = Endpointer()
