@@ -43,6 +43,16 @@ RUNTIME_GIB = 1.0
 """CUDA's context, libraries and captured graphs."""
 
 
+def prompt_tokens(delay_ms: int) -> int:
+    """What the prompt of every segment takes of ``max_model_len``."""
+    return 1 + LEFT_PAD_TOKENS + round(delay_ms / 1000 / STEP_SECONDS)
+
+
+def segment_seconds(max_model_len: int, delay_ms: int) -> float:
+    """The longest audio that one segment holds; not positive when not even a step does."""
+    return (max_model_len - prompt_tokens(delay_ms) - RIGHT_PAD_TOKENS) * STEP_SECONDS
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What is to be served how. ``compute_efficiency`` and ``bandwidth_efficiency`` are the parts of the data sheet's rates that
@@ -70,14 +80,9 @@ class Setup:
         return self.max_num_batched_tokens or self.gpu.batched_tokens
 
     @property
-    def prompt_tokens(self) -> int:
-        """What the prompt of every segment takes of ``max_model_len``."""
-        return 1 + LEFT_PAD_TOKENS + round(self.delay_ms / 1000 / STEP_SECONDS)
-
-    @property
     def segment_seconds(self) -> float:
         """The longest audio of one segment."""
-        return (self.max_model_len - self.prompt_tokens - RIGHT_PAD_TOKENS) * STEP_SECONDS
+        return segment_seconds(self.max_model_len, self.delay_ms)
 
     def check(self) -> None:
         """Raise SizingError for the first thing that makes no sense."""
@@ -87,7 +92,7 @@ class Setup:
         if self.delay_ms % 80 or not 80 <= self.delay_ms <= 2400:
             raise SizingError(f"a delay of {self.delay_ms} ms: a multiple of 80 in 80..2400 is expected")
         if self.segment_seconds <= 0:
-            least = self.prompt_tokens + RIGHT_PAD_TOKENS + 1
+            least = prompt_tokens(self.delay_ms) + RIGHT_PAD_TOKENS + 1
             raise SizingError(f"a max_model_len of {self.max_model_len}: at this delay at least {least} are needed")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise SizingError(
@@ -234,7 +239,13 @@ def plan(shape: ModelShape, setup: Setup) -> Plan:
             "ms",
             "measured" if setup.front_end_ms == FRONT_END_MS else "given",
         ),
-        Figure("prompt_tokens", f"prompt at a delay of {setup.delay_ms} ms", setup.prompt_tokens, "tokens", "counted"),
+        Figure(
+            "prompt_tokens",
+            f"prompt at a delay of {setup.delay_ms} ms",
+            prompt_tokens(setup.delay_ms),
+            "tokens",
+            "counted",
+        ),
         Figure("segment_seconds", "longest audio of one segment", setup.segment_seconds, "s", "counted"),
     )
     bounds = (
