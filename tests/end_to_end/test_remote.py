@@ -122,6 +122,22 @@ async def test_a_long_utterance_is_rolled_through_the_back_ends(
     assert front.metric("earmark_segments_total", surface="yap") > 150 / segment_seconds
 
 
+async def test_a_burst_does_not_take_all_slots(own_server: Serve) -> None:
+    """Sixteen segments of one utterance, which the back end hears at 40 times real time: they come one after the other, nearly."""
+    server = own_server("--no-vad", "--script", '{"audio_rate": 40}')
+    front = own_server("--no-vad", "--segment-seconds", "10", *backends(server), engine="vllm-remote")
+    texts = distinct_words(300, seed=43)
+    pcm, _ = spoken(texts, seed=43)
+    busy = [0.0]
+    async with realtime(front) as client:
+        saying = asyncio.create_task(client.say(pcm))
+        while not saying.done():
+            busy.append(await asyncio.to_thread(front.metric, "earmark_engine", figure="busy_slots"))
+        assert await saying == " ".join(texts)
+    assert front.metric("earmark_segments_total", surface="realtime") >= 12
+    assert 1 <= max(busy) <= 4
+
+
 async def test_a_client_that_vanishes_frees_the_back_end(
     gateway: Gateway, two: tuple[RunningServer, RunningServer]
 ) -> None:

@@ -74,6 +74,8 @@ class _Stream:
 
     A remote server does not say how much of the audio it has heard. So ``audio_seconds`` of what this stream tells is the audio that
     was *sent*, and ``transcribed_seconds`` no more than the time since the first of it was: text cannot be further in live speech.
+    What is sent after ``finish`` counts as heard only when the back end is done. In a burst that is all that a session hands over
+    ahead, so that a long utterance does not have all its segments heard at once, in everybody's slots.
     """
 
     def __init__(self, engine: RemoteEngine, segment: OpenSegment, sink: Sink, delay_ms: int) -> None:
@@ -86,6 +88,7 @@ class _Stream:
         self._sink: Sink | None = sink
         self._unsent = bytearray()
         self._sent_bytes = 0
+        self._heard_bytes = 0  # as far as is told
         self._first_sent_at = 0.0
         self._told_bytes = 0
         self._said: list[str] = []
@@ -224,6 +227,9 @@ class _Stream:
         if not self._sent_bytes:
             self._first_sent_at = self._engine.loop.time()
         self._sent_bytes += byte_count
+        if self._finished:
+            return
+        self._heard_bytes = self._sent_bytes
         if self._sent_bytes - self._told_bytes >= bytes_of(PIECE_SECONDS):
             self._progress("")
 
@@ -233,7 +239,7 @@ class _Stream:
         self._told_bytes = self._sent_bytes
         sent = seconds_of(self._sent_bytes)
         transcribed = min(sent, self._engine.loop.time() - self._first_sent_at) if sent else 0.0
-        self._deliver(Heard(self._segment, sent, text, transcribed_seconds=transcribed))
+        self._deliver(Heard(self._segment, seconds_of(self._heard_bytes), text, transcribed_seconds=transcribed))
 
     async def _receive(self, socket: ClientConnection, backend: _Backend) -> None:
         """Everything that comes in, until the stream is at its end."""
