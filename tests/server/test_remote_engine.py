@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -466,3 +467,52 @@ async def test_a_model_list_that_makes_no_sense_stops_the_start(model: dict[str,
         settings = RemoteSettings([read_address(back_end.url)], start_seconds=0.0)
         with pytest.raises(EngineError, match="its /v1/models makes no sense"):
             await asyncio.to_thread(RemoteEngine, settings)
+
+
+# ---- all at once
+
+
+async def moody(peer: Peer, socket: ServerConnection) -> None:
+    """Answers, fails, hangs up, ends early or says nothing, by turns."""
+    mood = len(peer.connections) % 6
+    if mood == 1:
+        socket.transport.abort()
+        return
+    await send(socket, **GREETING_EVENT)
+    if mood == 2:
+        await socket.close(1011)
+        return
+    await peer.receive_all(socket)
+    await send(socket, "transcription.delta", delta="word")
+    if mood == 3:
+        await send(socket, "error", error="no", code="processing_error")
+    elif mood == 4:
+        socket.transport.abort()
+    else:
+        await send(socket, "transcription.done", text="word", usage=None)
+    await socket.wait_closed()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_happens_every_stream_ends_once_and_nothing_is_left(seed: int) -> None:
+    chosen = random.Random(seed)
+    async with peer(moody) as one, peer(moody) as two, engine(one, two, slots=5, health_seconds=0.02) as remote:
+        begun = []
+        for number in range(120):
+            stream, listener = begin(remote, number)
+            begun.append((listener, chosen.random() < 0.3))
+            for _ in range(chosen.randint(0, 3)):
+                stream.feed(SECOND[: 2 * chosen.randint(1, 9000)])
+                await asyncio.sleep(0)  # let the others have a turn
+            stream.abort() if begun[-1][1] else stream.finish()
+            if chosen.random() < 0.2:
+                await until(lambda: remote.metrics()["waiting"] == 0)
+        for listener, aborted in begun:
+            if not aborted:
+                await listener.end()
+        await until(lambda: remote.metrics()["busy_slots"] == remote.metrics()["waiting"] == 0)
+        for listener, aborted in begun:
+            ends = [event for event in listener.events if not isinstance(event, Heard)]
+            assert len(ends) <= 1 if aborted else ends == listener.events[-1:]
+        outcomes = {type(listener.events[-1]) for listener, aborted in begun if not aborted}
+        assert outcomes == {SegmentDone, EngineFailed}
