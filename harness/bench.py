@@ -250,6 +250,7 @@ def _run_cell(
     store.write_records(folder, replayed.records)
     store.write_system(folder, sampler.rows(replayed.origin_ns))
     record.complete, record.wall_seconds = replayed.complete, round(replayed.wall_seconds, 3)
+    record.environment["generator_priority"] = replayed.priority
     record.notes += _notes(replayed, corpus)
     store.write_run(folder, record)
     if server is not None:

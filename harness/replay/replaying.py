@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +65,7 @@ class Replayed:
     origin_ns: int
     wall_seconds: float
     generator_cpu_seconds: float  # of this process while streams were under way
+    priority: str  # of the generator's process: "real-time" where the system allowed it, else "normal"
     blocked_writes: int  # packets that the kernel did not take at once because the server did not read
     notes: list[str]
 
@@ -155,7 +158,7 @@ async def replay(
     ramp_seconds = cell.ramp_seconds
     if ramp_seconds is None:
         ramp_seconds = max(cell.packet_ms / 1000, lanes * SMALLEST_RAMP_SECONDS_PER_LANE)
-    with _quiet_collector():
+    with _quiet_collector(), _real_time_priority(cell.speed) as priority:
         origin_ns, cpu_seconds = perf_counter_ns(), process_time()
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -176,6 +179,7 @@ async def replay(
         origin_ns=origin_ns,
         wall_seconds=wall_seconds,
         generator_cpu_seconds=cpu_seconds,
+        priority=priority,
         blocked_writes=sum(stream.blocked_writes for stream in streams),
         notes=notes,
     )
@@ -247,6 +251,28 @@ def _delay_notes(records: Sequence[StreamRecord]) -> list[str]:
         return [f"a transcription delay of {asked.pop()} ms was asked for; the server did not say which is in force"]
     in_force = ", ".join(sorted(str(delay_ms) for delay_ms in said))
     return [f"a transcription delay of {asked.pop()} ms was asked for, the server says {in_force} ms is in force"]
+
+
+@contextlib.contextmanager
+def _real_time_priority(speed: float) -> Iterator[str]:
+    """Let packets go before any other work of the machine, where the system allows it; yields what is in force.
+
+    A waking process of ordinary priority may wait for the next tick of a core that a recogniser keeps busy: 4 ms and more on a kernel
+    with lazy preemption. Replaying at infinite speed would be no waking process but a busy one, so it gets no priority.
+    """
+    if math.isinf(speed) or not hasattr(os, "sched_setscheduler"):
+        yield "normal"
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    except PermissionError:
+        yield "normal"
+        return
+    try:
+        yield "real-time"
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 @contextlib.contextmanager

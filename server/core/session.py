@@ -9,7 +9,7 @@ anybody noticing: the transcript is one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from server.core.events import (
@@ -44,8 +44,14 @@ from wire.pcm import bytes_of, seconds_of
 CUT_SILENCE_SECONDS = 0.3
 """A roll is taken early at the first silence of this length."""
 
+PIECE_BYTES = bytes_of(1.0)
+
 LAST_SECONDS = 5.0
 """So much of a finished utterance may still go into a segment that is full; engines leave that margin."""
+
+
+MOST_WAITING = 250_000
+"""So many commands and pieces of audio may wait, however small: an hour and more of 20 ms packets."""
 
 
 class SessionError(Exception):
@@ -136,8 +142,9 @@ class Session:
 
     @property
     def accepts_audio(self) -> bool:
-        """False while as much audio waits as may wait; the policy is to stop reading until it turns true."""
-        return self.queued_seconds < self._settings.max_queued_seconds
+        """False while as much waits as may wait; the policy is to stop reading until it turns true."""
+        pieces = len(self._waiting) + (len(self._utterance.pending) if self._utterance else 0)
+        return self.queued_seconds < self._settings.max_queued_seconds and pieces < MOST_WAITING
 
     def deadline(self) -> float | None:
         """When ``expire`` has to be called next, on the clock of ``now``."""
@@ -238,7 +245,7 @@ class Session:
 
     def _take_audio(self, utterance: _Utterance, pcm: bytes, now: float, out: list[Output]) -> None:
         utterance.received_at = now
-        utterance.pending.append((pcm, now))
+        utterance.pending.extend((piece, now) for piece in _pieces(pcm))
         utterance.pending_bytes += len(pcm)
         self._pump(utterance, now, out)
         self._drop_late(utterance, now, out)
@@ -352,7 +359,12 @@ class Session:
             return settings.overlap_seconds
         searching = segment.fed_bytes > max(limit - bytes_of(settings.seam_search_seconds), limit // 2)
         if searching and utterance.silence_seconds >= CUT_SILENCE_SECONDS:
-            return min(settings.overlap_seconds, utterance.silence_seconds)
+            # Timed words can be heard twice safely, also those that the detector took for silence; text alone cannot.
+            return (
+                settings.overlap_seconds
+                if settings.timed_words
+                else min(settings.overlap_seconds, utterance.silence_seconds)
+            )
         return None
 
     def _open_segment(self, utterance: _Utterance, out: list[Output]) -> Segment:
@@ -499,6 +511,11 @@ class Session:
 
     def _delay(self, options: StreamOptions) -> float:
         return self._settings.default_delay_seconds if options.delay_seconds is None else options.delay_seconds
+
+
+def _pieces(pcm: bytes) -> Iterable[bytes]:
+    """Audio in pieces that can be cut again without copying much: a client may send an hour at once."""
+    return (pcm,) if len(pcm) <= PIECE_BYTES else (pcm[at : at + PIECE_BYTES] for at in range(0, len(pcm), PIECE_BYTES))
 
 
 def _unheard(utterance: _Utterance) -> float:

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import random
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -105,6 +108,30 @@ async def test_repeats_replay_every_utterance_that_often() -> None:
     replayed, _ = await run(speak_yap, utterances(3, 0.1), Cell(concurrency=4, repeat=3, warm_up=0))
     assert sorted(record.utterance for record in replayed.records) == ["u0"] * 3 + ["u1"] * 3 + ["u2"] * 3
     assert len({record.stream for record in replayed.records}) == 9
+
+
+def may_have_real_time_priority() -> bool:
+    """What the system allows, asked in a process that ends with the question."""
+    question = "import os; os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))"
+    return subprocess.run([sys.executable, "-c", question], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="the system has no scheduling policies")
+@pytest.mark.parametrize("speed", [1.0, math.inf])
+async def test_the_generator_says_what_priority_it_had_and_gives_it_back(speed: float) -> None:
+    before, during = os.sched_getscheduler(0), set[int]()
+    expected = "real-time" if may_have_real_time_priority() and speed == 1.0 else "normal"
+    async with peer(speak_yap) as server:
+        replayed = await replay(
+            utterances(1, 0.1),
+            destination(server),
+            Cell(warm_up=0, speed=speed),
+            audio,
+            on_progress=lambda _: during.add(os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK),
+        )
+    assert replayed.priority == expected
+    assert during == {os.SCHED_RR if expected == "real-time" else before}
+    assert os.sched_getscheduler(0) == before
 
 
 async def test_unpaced_audio_arrives_whole() -> None:

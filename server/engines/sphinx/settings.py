@@ -55,7 +55,7 @@ class SphinxSettings:
     profile: Profile = "fast"
     workers: int = 0
     queue_limit: int = 0
-    nice: int = 10
+    nice: int = 3
     default_delay_seconds: float = 0.48
     backlog_seconds: float = 60.0
     maxhmmpf: int | None = None
