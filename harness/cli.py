@@ -75,6 +75,7 @@ def _expected() -> tuple[type[Exception], ...]:
         "harness.store": "StoreError",
         "harness.report.cells": "NoRunsError",
         "harness.gate": "GateError",
+        "sizing.shape": "SizingError",
     }
     return (
         UsageError,
@@ -470,6 +471,59 @@ def _expand(paths: list[Path]) -> list[Path]:
         else:
             folders.append(path)
     return list(dict.fromkeys(folders))
+
+
+# ---- plan ------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def plan(
+    gpu: Annotated[str, typer.Option(help="E.g. H100, B200, L40S, RTX-4090; 'list' shows all.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint folder or its params.json.", show_default="Voxtral-Mini-4B-Realtime-2602"),
+    ] = None,
+    delay_ms: Annotated[int, typer.Option(help="Transcription delay.")] = 480,
+    max_model_len: Annotated[int, typer.Option(help="Tokens of one engine segment.")] = 1024,
+    max_num_batched_tokens: Annotated[
+        int, typer.Option(help="Tokens of one engine step.", show_default="by GPU", min=0)
+    ] = 0,
+    gpu_memory_utilization: Annotated[float, typer.Option(help="Part of the GPU's memory that vLLM may take.")] = 0.92,
+    weights: Annotated[str, typer.Option(help="bf16, fp8 or int4.")] = "bf16",
+    kv_dtype: Annotated[str, typer.Option(help="auto, bf16, fp8 or float32.")] = "auto",
+    front_end_ms: Annotated[
+        float | None, typer.Option(help="CPU time to take in a second of audio.", show_default="as measured")
+    ] = None,
+    front_end_cores: Annotated[int, typer.Option(help="Cores that take in audio.", min=1)] = 1,
+    compute_efficiency: Annotated[float, typer.Option(help="Part of the GPU's arithmetic that is reached.")] = 0.4,
+    bandwidth_efficiency: Annotated[float, typer.Option(help="Part of its memory bandwidth that is reached.")] = 0.6,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+) -> int:
+    """How many live streams a GPU carries, what bounds them, and which of it is fact and which estimate."""
+    from sizing import capacity, gpus, shape
+
+    if gpu == "list":
+        for one in gpus.GPUS:
+            print(
+                f"{one.name:<14}{one.memory_gib:6.1f} GiB{one.bf16_tflops:6g} TFLOP/s{one.bandwidth_tb_per_second:7g} TB/s"
+            )
+        return OK
+    setup = capacity.Setup(
+        gpus.find_gpu(gpu),
+        delay_ms=delay_ms,
+        max_model_len=max_model_len,
+        max_num_batched_tokens=max_num_batched_tokens,
+        gpu_memory_utilization=gpu_memory_utilization,
+        weights=weights,
+        kv_dtype=kv_dtype,
+        front_end_ms=capacity.FRONT_END_MS if front_end_ms is None else front_end_ms,
+        front_end_cores=front_end_cores,
+        compute_efficiency=compute_efficiency,
+        bandwidth_efficiency=bandwidth_efficiency,
+    )
+    made = capacity.plan(shape.VOXTRAL_MINI_4B_REALTIME if model is None else shape.read_shape(model), setup)
+    print(json.dumps(capacity.as_json(made)) if as_json else capacity.as_text(made))
+    return OK
 
 
 # ---- datasets --------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ def build_engine(settings: Settings) -> tuple[Engine, str]:
 
     Raises:
         ConfigError: it cannot be had here.
+        EngineError: remote back ends do not answer.
     """
     chosen, reason = settings.engine, "asked for"
     if chosen == "auto":
@@ -57,6 +58,8 @@ def build_engine(settings: Settings) -> tuple[Engine, str]:
         except EngineError as error:
             raise ConfigError(f"--script={settings.script:.80} (or EARMARK_SCRIPT): {error}") from None
         return ScriptedEngine(script, delay_seconds), reason
+    if chosen == "vllm-remote":
+        return _remote_engine(settings), reason
     if importlib.util.find_spec("pocketsphinx") is None:
         raise ConfigError("--engine=sphinx: PocketSphinx is not installed; pip install 'earmark[sphinx]'")
     from server.engines.sphinx.engine import SphinxEngine
@@ -71,6 +74,24 @@ def build_engine(settings: Settings) -> tuple[Engine, str]:
     return SphinxEngine(sphinx), reason
 
 
+def _remote_engine(settings: Settings) -> Engine:
+    from server.engines.vllm_remote.engine import RemoteEngine
+    from server.engines.vllm_remote.settings import RemoteSettings, read_address
+
+    try:
+        remote = RemoteSettings(
+            [read_address(address) for address in settings.backends],
+            default_delay_ms=settings.delay_ms,
+            fixed_delay_ms=settings.backend_delay_ms,
+            slots=settings.backend_slots,
+            api_key=settings.backend_api_key.strip(),
+            start_seconds=settings.backend_start_seconds,
+        )
+    except EngineError as error:
+        raise ConfigError(f"--backends={','.join(settings.backends):.200} (or EARMARK_BACKENDS): {error}") from None
+    return RemoteEngine(remote)
+
+
 def build_app(settings: Settings, engine: Engine, keys: Keys) -> tuple[FastAPI, Service]:
     """The application over an engine that is started by whoever runs it."""
     voice = _voice_factory() if settings.vad else None
@@ -78,7 +99,8 @@ def build_app(settings: Settings, engine: Engine, keys: Keys) -> tuple[FastAPI, 
     info = engine.info
     models = list(dict.fromkeys(filter(None, (settings.served_model_name, info.model, settings.model_id))))
     delays = {round(delay * 1000) for delay in info.delays_seconds}
-    served = Served(models, [ms for ms in DELAYS_MS if ms in delays], settings.delay_ms, info.words, voice is not None)
+    default_delay_ms = round(info.default_delay_seconds * 1000)
+    served = Served(models, [ms for ms in DELAYS_MS if ms in delays], default_delay_ms, info.words, voice is not None)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -120,7 +142,7 @@ def _session_settings(settings: Settings, engine: Engine, max_backlog_seconds: f
     if longest is not None:
         segment_seconds = min(segment_seconds or longest, longest - _SEGMENT_MARGIN_SECONDS)
     return SessionSettings(
-        default_delay_seconds=settings.delay_ms / 1000,
+        default_delay_seconds=engine.info.default_delay_seconds,
         timed_words=engine.info.words,
         segment_seconds=segment_seconds,
         overlap_seconds=settings.segment_overlap_seconds,

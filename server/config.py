@@ -68,8 +68,10 @@ class Settings(BaseSettings):
     )
 
     # engine
-    engine: Literal["auto", "sphinx", "scripted"] = _setting(
-        "auto", "EARMARK_ENGINE", help="what recognises: sphinx (built in, weak), scripted (says its script), auto"
+    engine: Literal["auto", "sphinx", "scripted", "vllm-remote"] = _setting(
+        "auto",
+        "EARMARK_ENGINE",
+        help="what recognises: sphinx (built in, weak), vllm-remote (other servers), scripted (says its script), auto",
     )
     delay_ms: int = _setting(
         480,
@@ -91,6 +93,30 @@ class Settings(BaseSettings):
     )
     sphinx_maxhmmpf: int = _setting(
         0, "EARMARK_SPHINX_MAXHMMPF", help="sphinx: most active models per frame; 0 takes the profile's", ge=0
+    )
+    backends: Names = _setting(
+        [], "EARMARK_BACKENDS", help="vllm-remote: servers of /v1/realtime, e.g. ws://one:8000,wss://two/prefix"
+    )
+    backend_delay_ms: int = _setting(
+        0,
+        "EARMARK_BACKEND_DELAY_MS",
+        help="vllm-remote: transcription delay of back ends that do not tell theirs (vLLM's own); 0: that of --delay-ms",
+        ge=0,
+        le=2400,
+        multiple_of=80,
+    )
+    backend_slots: int = _setting(
+        0,
+        "EARMARK_BACKEND_SLOTS",
+        help="vllm-remote: streams at once on each back end, for vLLM at most its --max-num-seqs; 0: what it says, else 128",
+        ge=0,
+    )
+    backend_api_key: str = _setting("", "EARMARK_BACKEND_API_KEY", help="vllm-remote: bearer token for the back ends")
+    backend_start_seconds: float = _setting(
+        60.0,
+        "EARMARK_BACKEND_START_SECONDS",
+        help="vllm-remote: wait so long at the start for a back end to answer",
+        ge=0,
     )
     vad: bool = _setting(True, "EARMARK_VAD", help="voice activity detection: rolls in silence, vad=auto for clients")
 

@@ -106,7 +106,8 @@ class Heard:
     ``committed`` is *new* text that will never change (append it, with its own spacing); ``tentative`` is the whole
     text behind the committed part as the engine sees it now, and may be replaced by the next one. ``words`` are the
     newly committed words, timed from the segment's first sample. ``audio_seconds`` is how much of the segment's
-    audio has been consumed so far; an engine says so at least twice per second of audio, with or without text.
+    audio has been consumed so far; an engine says so at least twice per second of audio, with or without text. An engine that
+    can only say that it has handed its audio on tells in ``transcribed_seconds`` how far the text may reach; None: as far.
     """
 
     segment: int
@@ -114,6 +115,7 @@ class Heard:
     committed: str = ""
     tentative: str = ""
     words: tuple[TimedWord, ...] = ()
+    transcribed_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

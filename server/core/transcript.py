@@ -86,7 +86,8 @@ class Transcript:
             self._hear_words(segment, heard, shown)
         else:
             segment.text += heard.committed
-            self._hear_text(segment, shown, heard.committed)
+            reached = heard.audio_seconds if heard.transcribed_seconds is None else heard.transcribed_seconds
+            self._hear_text(segment, shown, heard.committed, reached)
         if segment.stitched or self._timed:
             shown.tentative = self._spaced(heard.tentative)
         return shown
@@ -126,7 +127,7 @@ class Transcript:
 
     # ---- by text
 
-    def _hear_text(self, segment: Segment, shown: Shown, new: str) -> None:
+    def _hear_text(self, segment: Segment, shown: Shown, new: str, reached_seconds: float) -> None:
         if segment.stitched:
             self._show(new, shown)
         elif not segment.overlap_seconds and not self._pieces:
@@ -134,7 +135,7 @@ class Transcript:
             self._show(segment.text, shown)
         elif segment.text and (
             not could_repeat(self._tail, segment.text)
-            or segment.heard_seconds > segment.overlap_seconds + _SEAM_PATIENCE_SECONDS
+            or reached_seconds > segment.overlap_seconds + _SEAM_PATIENCE_SECONDS
         ):
             self._stitch(segment, shown)
 

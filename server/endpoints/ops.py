@@ -93,6 +93,7 @@ def _model_list(info: EngineInfo, models: list[str]) -> dict[str, object]:
                 # additive, for clients that want to know what they measure
                 "engine": info.name,
                 "caveat": info.caveat,
+                "slots": info.slots,
                 "delay_ms": round(info.default_delay_seconds * 1000),
                 "delays_ms": [round(delay * 1000) for delay in info.delays_seconds],
             }

@@ -110,6 +110,9 @@ BAD = {
     "sphinx_profile": ["best"],
     "sphinx_workers": ["-1", "many"],
     "sphinx_maxhmmpf": ["-1", "x"],
+    "backend_delay_ms": ["-80", "100", "2480", "slow"],
+    "backend_slots": ["-1", "all"],
+    "backend_start_seconds": ["-1", "soon", "inf"],
     "vad": ["perhaps"],
     "idle_timeout_s": ["soon", "nan", "inf", "5s"],
     "max_connection_duration_s": ["soon", "nan", "inf"],
@@ -128,7 +131,7 @@ BAD = {
     "log_level": ["loud", "notset"],
     "log_format": ["xml"],
 }
-ANY_TEXT = {"host", "api_key", "api_keys", "model_id", "served_model_name", "script"}
+ANY_TEXT = {"host", "api_key", "api_keys", "model_id", "served_model_name", "script", "backends", "backend_api_key"}
 
 
 def test_every_setting_is_either_text_or_in_the_table() -> None:
@@ -197,6 +200,8 @@ def server(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
         (["--engine", "scripted"], {"EARMARK_SCRIPT": '{"latency": 1}'}, '--script={"latency": 1}'),
         (["--engine", "scripted", "--script", "/nowhere.json"], {}, "--script=/nowhere.json"),
         (["--engine", "scripted", "--port", "0", "--script", '{"audio_rate": 0}'], {}, "audio_rate"),
+        (["--engine", "vllm-remote"], {}, "no back ends are named"),
+        (["--engine", "vllm-remote", "--backends", "ftp://one"], {}, "'ftp://one' is no address of a back end"),
         (["--prot", "8000"], {}, "--prot"),
         (["--port"], {}, "--port"),
     ],

@@ -53,6 +53,40 @@ def test_untimed_text_held_back_at_the_end_is_shown_when_the_segment_is_done() -
     assert transcript.text == "one two three four three"
 
 
+def test_a_seam_is_not_waited_for_for_ever() -> None:
+    transcript = Transcript(timed=False)
+    first, second = Segment(0, 0.0), Segment(1, 5.0, overlap_seconds=0.8)
+    transcript.hear(first, Heard(0, 5.0, "one two three"))
+    transcript.finish(first)
+    assert transcript.hear(second, Heard(1, 6.7, "two")).text == ""
+    assert transcript.hear(second, Heard(1, 6.9)).text == " two"  # and silence since
+
+
+def test_audio_that_was_only_handed_on_says_nothing_about_the_text() -> None:
+    """A burst is handed on within a moment, its text comes later: the wait for a repetition goes by where the text is."""
+    transcript = Transcript(timed=False)
+    first, second = Segment(0, 0.0), Segment(1, 5.0, overlap_seconds=0.8)
+    transcript.hear(first, Heard(0, 5.0, "one two three"))
+    transcript.finish(first)
+    assert transcript.hear(second, Heard(1, 60.0, transcribed_seconds=0.0)).text == ""
+    assert transcript.hear(second, Heard(1, 60.0, "two", transcribed_seconds=0.1)).text == ""
+    assert transcript.hear(second, Heard(1, 60.0, " three", transcribed_seconds=0.1)).text == ""
+    assert transcript.hear(second, Heard(1, 60.0, " four", transcribed_seconds=0.2)).text == " four"
+
+
+def test_text_held_behind_an_unfinished_segment_is_judged_by_its_own_time() -> None:
+    transcript = Transcript(timed=False)
+    first, second = Segment(0, 0.0), Segment(1, 5.0, overlap_seconds=0.8)
+    transcript.hear(first, Heard(0, 5.0, "one two three"))
+    transcript.finish(first)
+    second.heard_seconds = 30.0  # meanwhile
+    shown = [
+        transcript.hear(second, held).text
+        for held in (Heard(1, 0.4, "two"), Heard(1, 0.8, " three"), Heard(1, 2.0, " four"))
+    ]
+    assert "".join(shown) == " four"
+
+
 @st.composite
 def _speech_and_cuts(draw: st.DrawFn) -> tuple[list[TimedWord], list[float], float]:
     """Words without overlap, and cuts at least two seconds apart."""
