@@ -31,6 +31,7 @@ from server.core.events import (
     Final,
     Finish,
     Heard,
+    Mute,
     OpenSegment,
     Output,
     SegmentDone,
@@ -350,6 +351,7 @@ class _Observed:
         self._life = metrics.connection_seconds.labels(surface)
         self._audio = metrics.audio_seconds.labels(surface)
         self._dropped = metrics.dropped_seconds.labels(surface)
+        self._mute = metrics.mute.labels(surface)
         self._segments = metrics.segments.labels(surface)
         self._first_token = metrics.first_token.labels(surface)
         self._finalisation = metrics.finalisation.labels(surface)
@@ -408,5 +410,7 @@ class _Observed:
                     self.outcome("cancelled")
             case Dropped(_, seconds):
                 self._dropped.inc(seconds)
+            case Mute():
+                self._mute.inc()
             case _:
                 pass

@@ -34,6 +34,9 @@ class Metrics:
         self.segments = counter("segments", "Engine segments opened", "surface")
         self.audio_seconds = counter("audio_seconds", "Audio received", "surface")
         self.dropped_seconds = counter("dropped_audio_seconds", "Audio dropped", "surface")
+        self.mute = counter(
+            "speech_without_text", "Streams with speech and without text, made to start afresh", "surface"
+        )
         self.errors = counter("errors", "Error frames sent", "surface", "reason")
         self.first_token = histogram(
             "first_token_seconds", "First audio received to first text sent", _LATENCY, "surface"

@@ -218,12 +218,16 @@ class Done(msgspec.Struct, frozen=True, tag_field="type", tag="done"):
 
 
 class Status(msgspec.Struct, frozen=True, tag_field="type", tag="status", omit_defaults=True):
-    """A warning. ``overload_drop`` has ``dropped_seconds``, ``max_backlog_seconds`` and ``source``."""
+    """A warning. ``overload_drop`` has ``dropped_seconds``, ``max_backlog_seconds`` and ``source``.
+
+    Additive: ``speech_without_text`` has ``seconds``, for how long no text came of audio that has speech.
+    """
 
     kind: str
     dropped_seconds: float | None = None
     max_backlog_seconds: float | None = None
     source: str | None = None
+    seconds: float | None = None
 
 
 class Error(msgspec.Struct, frozen=True, tag_field="type", tag="error"):

@@ -26,6 +26,7 @@ __all__ = [
     "Final",
     "Finish",
     "Heard",
+    "Mute",
     "OpenSegment",
     "Output",
     "SegmentDone",
@@ -189,6 +190,14 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
+class Mute:
+    """The audio has speech and no text has come of it for so many seconds of audio; the engine is made to start afresh."""
+
+    utterance: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Cancelled:
     """Everything that was under way is gone. ``utterances`` names it, oldest first; empty when nothing was."""
 
@@ -205,7 +214,7 @@ class Failed:
     message: str
 
 
-Event = Started | Token | Tentative | Final | Dropped | Cancelled | Failed
+Event = Started | Token | Tentative | Final | Dropped | Mute | Cancelled | Failed
 
 
 # ---- effects: what the engine is to do -------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from server.core.events import (
     Final,
     Finish,
     Heard,
+    Mute,
     OpenSegment,
     Output,
     SegmentDone,
@@ -37,6 +38,7 @@ from server.core.events import (
     Token,
     Usage,
 )
+from server.core.muteness import MuteSettings, MuteWatch
 from server.core.transcript import Segment, Shown, Transcript
 from server.core.voice import Endpointer, EndpointerSettings, SpeechEnded, VoiceDetector
 from wire.pcm import bytes_of, seconds_of
@@ -84,6 +86,7 @@ class SessionSettings:
     park_seconds: float = 30.0
     finish_seconds: float = 120.0
     endpointing: EndpointerSettings = EndpointerSettings()
+    mute: MuteSettings | None = MuteSettings()
 
 
 @dataclass(slots=True)
@@ -106,6 +109,8 @@ class _Utterance:
     tentative: str = ""
     detector: VoiceDetector | None = None
     endpointer: Endpointer | None = None
+    watch: MuteWatch | None = None
+    mute: bool = False  # the open segment is to be replaced by a fresh one
 
 
 class Session:
@@ -218,6 +223,8 @@ class Session:
         )
         if start.options.endpointing:
             utterance.endpointer = Endpointer(self._settings.endpointing)
+        if self._voice is not None and self._settings.mute is not None:
+            utterance.watch = MuteWatch(self._settings.mute)
         self._utterance = utterance
         out.append(Started(start.utterance, self._delay(start.options)))
 
@@ -316,27 +323,36 @@ class Session:
         if len(utterance.recent) > 4 * keep:  # now and then: cutting a little off each time would copy it all
             del utterance.recent[: len(utterance.recent) - keep]
         out.append(Feed(segment.number, pcm))
-        return self._listen(utterance, segment, pcm)
+        speech_seconds, speech_ended = self._listen(utterance, segment, pcm)
+        if utterance.watch is not None and utterance.watch.audio(seconds_of(len(pcm)), speech_seconds):
+            out.append(Mute(utterance.id, utterance.watch.seconds_without_text))
+            utterance.watch.text()  # a fresh segment gets as much time
+            utterance.mute = True
+        return speech_ended
 
-    def _listen(self, utterance: _Utterance, segment: Segment, pcm: bytes) -> bool:
-        """Look for speech where somebody wants to know: for endpointing, and near the end of a segment for the cut."""
+    def _listen(self, utterance: _Utterance, segment: Segment, pcm: bytes) -> tuple[float | None, bool]:
+        """Look for speech where somebody wants to know: for endpointing, near the end of a segment for the cut, and in streams without
+        text. How many seconds of speech there were (None: nobody looked), and whether the endpointer heard it end.
+        """
         if self._voice is None:
-            return False
+            return None, False
         near_end = self._limit_bytes is not None and segment.fed_bytes > self._limit_bytes - bytes_of(
             self._settings.seam_search_seconds
         )
-        if utterance.endpointer is None and not near_end:
-            return False
+        suspicious = utterance.watch is not None and utterance.watch.listening
+        if utterance.endpointer is None and not near_end and not suspicious:
+            return None, False
         if utterance.detector is None:
             utterance.detector = self._voice()
         frame_seconds = utterance.detector.frame_seconds
-        speech_ended = False
+        speech_seconds, speech_ended = 0.0, False
         for probability in utterance.detector.feed(pcm):
             if utterance.endpointer is not None:
                 speech_ended |= isinstance(utterance.endpointer.feed(probability, frame_seconds), SpeechEnded)
             silent = probability < self._settings.endpointing.release
             utterance.silence_seconds = utterance.silence_seconds + frame_seconds if silent else 0.0
-        return speech_ended
+            speech_seconds += frame_seconds * (probability >= self._settings.endpointing.threshold)
+        return speech_seconds if suspicious else None, speech_ended
 
     @property
     def _limit_bytes(self) -> int | None:
@@ -353,6 +369,8 @@ class Session:
     def _roll_now(self, utterance: _Utterance, segment: Segment) -> float | None:
         """How much to replay if the segment has to end here; None while it has not. There is audio to go on with."""
         limit, settings = self._limit_bytes, self._settings
+        if utterance.mute:
+            return settings.overlap_seconds
         if limit is None:
             return None
         if self._bytes_left(utterance, segment) <= 0:
@@ -373,7 +391,7 @@ class Session:
         segment = Segment(self._next_segment, offset, overlap_seconds=seconds_of(len(replay)))
         self._next_segment += 1
         utterance.segments.append(segment)
-        utterance.open, utterance.replay = segment, b""
+        utterance.open, utterance.replay, utterance.mute = segment, b"", False
         out.append(OpenSegment(segment.number, utterance.options, offset))
         if replay:
             segment.fed_bytes = len(replay)
@@ -476,6 +494,8 @@ class Session:
         self._pump(utterance, now, out)
 
     def _show(self, utterance: _Utterance, shown: Shown, out: list[Output]) -> None:
+        if utterance.watch is not None and (shown.text or shown.tentative):
+            utterance.watch.text()
         if shown.text:
             out.append(Token(utterance.id, shown.text, tuple(shown.words)))
         if shown.tentative is not None and (shown.tentative != utterance.tentative or shown.text):

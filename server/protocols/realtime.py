@@ -14,6 +14,7 @@ from server.core.events import (
     Failed,
     Final,
     Finish,
+    Mute,
     Start,
     Started,
     StreamOptions,
@@ -128,7 +129,7 @@ class RealtimeDialect:
             case Failed(utterance, code, message):
                 self._running = None if self._running == utterance else self._running
                 return [_error(code if code == "invalid_audio" else "processing_error", message)]
-            case Started() | Tentative() | Dropped() | Cancelled():
+            case Started() | Tentative() | Dropped() | Mute() | Cancelled():
                 return []
 
     def overflow(self, frame: str | bytes, limit: int) -> Sequence[Step]:  # noqa: ARG002

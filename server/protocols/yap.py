@@ -16,6 +16,7 @@ from server.core.events import (
     Failed,
     Final,
     Finish,
+    Mute,
     Start,
     Started,
     StreamOptions,
@@ -170,6 +171,8 @@ class YapDialect:
             case Dropped(request, seconds, limit):
                 status = yap.Status("overload_drop", seconds, limit, "pending_buffer")
                 return [self._about(request, status)]
+            case Mute(request, seconds):
+                return [self._about(request, yap.Status("speech_without_text", seconds=round(seconds, 3)))]
             case Cancelled(_, reason):
                 return [] if reason == _BARGE_IN else [self._reply(yap.CancelledReply(reason))]
             case Failed(request, code, message):

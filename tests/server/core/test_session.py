@@ -25,6 +25,7 @@ from server.core.events import (
     Final,
     Finish,
     Heard,
+    Mute,
     OpenSegment,
     Output,
     SegmentDone,
@@ -308,6 +309,48 @@ def test_near_its_end_a_segment_is_cut_in_silence(timed_words: bool, replayed_fr
     assert 7.3 <= seconds_of(len(bench.fed[0])) <= 7.5
     assert replayed_from <= bench.offsets[1] < 7.5
     assert len(bench.fed[1]) >= bytes_of(2.3 + 7.5 - bench.offsets[1]) - bytes_of(0.3)
+
+
+def test_speech_without_text_is_reported_and_the_engine_starts_afresh() -> None:
+    bench = Bench(SETTINGS, LoudIsSpeech)
+    bench.do(Start("a"))
+    for _ in range(130):
+        bench.do(audio(0.1, 1))
+        bench.hear_all()
+    assert [type(event) for event in bench.events] == [Started, Mute]
+    assert isinstance(bench.events[1], Mute)
+    assert bench.events[1].seconds == pytest.approx(12.0)  # 10 s, then 2 s of speech
+    assert bench.closed == [0]
+    assert bench.offsets[1] == pytest.approx(12.0 - 0.8)
+
+
+def test_silence_without_text_is_no_fault_and_seldom_listened_to() -> None:
+    heard_bytes = 0
+
+    class Counting(LoudIsSpeech):
+        def feed(self, pcm: bytes) -> Sequence[float]:
+            nonlocal heard_bytes
+            heard_bytes += len(pcm)
+            return super().feed(pcm)
+
+    bench = Bench(SETTINGS, Counting)
+    bench.do(Start("a"))
+    for _ in range(1200):
+        bench.do(audio(0.1, 0))
+        bench.hear_all()
+    assert bench.events == [Started("a", 0.48)]
+    assert 0 < seconds_of(heard_bytes) <= 12.0  # a tenth of two minutes
+
+
+def test_speech_with_text_is_never_called_mute() -> None:
+    bench = Bench(SETTINGS, LoudIsSpeech)
+    bench.do(Start("a"))
+    for tenth in range(600):
+        bench.do(audio(0.1, 1))
+        bench.hear_all()
+        if tenth % 90 == 0:
+            bench.do(Heard(0, seconds_of(len(bench.fed[0])), " word"))
+    assert not [event for event in bench.events if isinstance(event, Mute)]
 
 
 @settings(max_examples=60, deadline=None)
