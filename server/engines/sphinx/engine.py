@@ -286,8 +286,9 @@ class SphinxEngine:
     """PocketSphinx in a pool of processes.
 
     The library holds the interpreter's lock while it decodes, so every segment is heard by a process of its own, forked from one
-    that has loaded the model. Processes are forked when they are needed and used again. A process that dies takes its own segment
-    with it and nothing else.
+    that has loaded the model, with one kept ready for the next segment. A process hears one segment and ends: a decoder that has
+    heard something before may understand otherwise, even with its cepstral mean set again, and a result must not depend on who
+    spoke before. A process that dies takes its own segment with it and nothing else.
     """
 
     def __init__(self, settings: SphinxSettings | None = None) -> None:
@@ -423,11 +424,8 @@ class SphinxEngine:
                 self._waiting.remove(stream)
             return
         process.stream = None
-        if process.retired:
-            self._drop(process)
-        else:
-            self._idle.append(process)
-            self._dispatch()
+        self._drop(process)
+        self._dispatch()
 
     def wait_first(self, stream: _Stream) -> None:
         """The stream lost its process through no fault of its own, and gets the next one."""
