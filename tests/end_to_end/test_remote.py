@@ -135,7 +135,7 @@ async def test_a_burst_does_not_take_all_slots(own_server: Serve) -> None:
             busy.append(await asyncio.to_thread(front.metric, "earmark_engine", figure="busy_slots"))
         assert await saying == " ".join(texts)
     assert front.metric("earmark_segments_total", surface="realtime") >= 12
-    assert 1 <= max(busy) <= 4
+    assert 1 <= max(busy) <= 3
 
 
 async def test_a_client_that_vanishes_frees_the_back_end(

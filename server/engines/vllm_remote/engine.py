@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 PIECE_SECONDS = 0.24
 """Audio goes out in pieces of at most this length, and progress is told once as much more is on its way: every 0.48 s or sooner."""
 
+BURST_LAG_SECONDS = 1.0
+"""Less than what a session hands over ahead, else none would ever come."""
+
 FAILED_LOOKS = 2
 """So many health checks in a row have to fail before a back end whose streams are well gets no new ones."""
 
@@ -74,8 +77,10 @@ class _Stream:
 
     A remote server does not say how much of the audio it has heard. So ``audio_seconds`` of what this stream tells is the audio that
     was *sent*, and ``transcribed_seconds`` no more than the time since the first of it was: text cannot be further in live speech.
-    What is sent after ``finish`` counts as heard only when the back end is done. In a burst that is all that a session hands over
-    ahead, so that a long utterance does not have all its segments heard at once, in everybody's slots.
+
+    What is sent faster than it was spoken counts as heard with a lag of ``BURST_LAG_SECONDS``, and the end of a segment only once
+    the back end is done with it. A session hands over only so much that is not heard, so a long utterance that comes in a burst
+    has one segment after the other heard, and not all at once in everybody's slots.
     """
 
     def __init__(self, engine: RemoteEngine, segment: OpenSegment, sink: Sink, delay_ms: int) -> None:
@@ -88,7 +93,7 @@ class _Stream:
         self._sink: Sink | None = sink
         self._unsent = bytearray()
         self._sent_bytes = 0
-        self._heard_bytes = 0  # as far as is told
+        self._heard_seconds = 0.0  # as far as is told
         self._first_sent_at = 0.0
         self._told_bytes = 0
         self._said: list[str] = []
@@ -227,10 +232,7 @@ class _Stream:
         if not self._sent_bytes:
             self._first_sent_at = self._engine.loop.time()
         self._sent_bytes += byte_count
-        if self._finished:
-            return
-        self._heard_bytes = self._sent_bytes
-        if self._sent_bytes - self._told_bytes >= bytes_of(PIECE_SECONDS):
+        if not self._finished and self._sent_bytes - self._told_bytes >= bytes_of(PIECE_SECONDS):
             self._progress("")
 
     def _progress(self, text: str) -> None:
@@ -238,8 +240,10 @@ class _Stream:
             return
         self._told_bytes = self._sent_bytes
         sent = seconds_of(self._sent_bytes)
-        transcribed = min(sent, self._engine.loop.time() - self._first_sent_at) if sent else 0.0
-        self._deliver(Heard(self._segment, seconds_of(self._heard_bytes), text, transcribed_seconds=transcribed))
+        spoken = min(sent, self._engine.loop.time() - self._first_sent_at) if sent else 0.0
+        if not self._finished:
+            self._heard_seconds = max(spoken, sent - BURST_LAG_SECONDS)
+        self._deliver(Heard(self._segment, self._heard_seconds, text, transcribed_seconds=spoken))
 
     async def _receive(self, socket: ClientConnection, backend: _Backend) -> None:
         """Everything that comes in, until the stream is at its end."""
