@@ -101,7 +101,7 @@ def measure(server: Server, protocol: str, streams: int, seconds: float, packet_
     utterances = corpus(DIFFERENT_UTTERANCES, seconds)
     audio = {utterance.id: speak(utterance.words or (), seconds) for utterance in utterances}
     chosen = [utterances[index % len(utterances)] for index in range(streams)]
-    cell = Cell(concurrency=streams, packet_ms=packet_ms, ramp_seconds=max(1.0, streams / 200))
+    cell = Cell(concurrency=streams, packet_ms=packet_ms, ramp_seconds=max(1.0, streams / 100))
     process = psutil.Process(server.pid)
     before = cpu_seconds(process)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:

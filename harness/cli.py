@@ -20,6 +20,8 @@ OK, REGRESSION, CANNOT_COMPARE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes. 3: a run failed, or was asked for in a way that cannot be."""
 
 DEFAULT_DELAYS_MS = "160,480,2400"
+RUNS = Path("reports/runs")
+DEFAULT_BASELINE = Path("reports/baselines/sphinx-spoken-en.json")
 
 app = typer.Typer(
     name="earmark",
@@ -121,7 +123,7 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of the order and of the phases of the streams.")] = 0,
     speed: Annotated[float, typer.Option(help="Audio seconds per second; 'inf' sends unpaced.")] = 1.0,
     repeat: Annotated[int, typer.Option(help="How often each utterance is replayed in a run.", min=1)] = 1,
-    out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("reports/runs"),
+    out: Annotated[Path, typer.Option(help="Where run folders go.")] = RUNS,
     label: Annotated[str, typer.Option(help="A note kept with the runs.")] = "",
     normaliser: Annotated[
         str | None, typer.Option(help="How texts are made comparable.", show_default="by language")
@@ -389,10 +391,21 @@ def gate(
         list[Path] | None, typer.Option("--candidate", "--runs", help="The same as RUN; repeatable.")
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="Baseline file that 'gate --save' made, or a run folder.")
+        Path | None,
+        typer.Option(
+            help="Baseline file that 'gate --save' made, or a run folder.",
+            show_default="the one of 'earmark bench' on its defaults",
+        ),
     ] = None,
     save: Annotated[
         Path | None, typer.Option(help="Write this baseline file from the runs, instead of judging them.")
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="Tolerances: own-machine, or shared-machine where only gross changes of latency count.",
+            show_default="those in the baseline",
+        ),
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the result here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
@@ -400,27 +413,34 @@ def gate(
     """Judge runs against a baseline: 0 no regression, 1 regression, 2 they cannot be compared."""
     from harness import gate as gates
 
-    folders = _expand([*(runs or []), *(candidate or [])])
-    if not folders:
-        raise UsageError("gate: name the runs to judge, e.g. reports/runs/<UTC>-bench-<dataset>")
-    if (baseline is None) == (save is None):
+    if baseline is not None and save is not None:
         raise UsageError(
             "gate: give either --baseline FILE to judge the runs, or --save FILE to make a baseline of them"
         )
+    if profile is not None and profile not in gates.PROFILES:
+        raise UsageError(f"gate: --profile is one of {', '.join(gates.PROFILES)}, not {profile!r}")
+    folders = _expand([*(runs or []), *(candidate or [])] or [_newest_bench(RUNS)])
+    tolerances = gates.PROFILES[profile] if profile else None
     terminal = _Terminal(everything_to_stderr=as_json)
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
-        save.write_text(json.dumps(gates.save(folders), indent=1) + "\n", encoding="utf-8")
+        save.write_text(json.dumps(gates.save(folders, tolerances), indent=1) + "\n", encoding="utf-8")
         terminal.out.print(f"baseline: {save}", soft_wrap=True)
         return OK
-    assert baseline is not None
-    result = gates.compare(_baseline(baseline), folders)
+    result = gates.compare(_baseline(baseline or DEFAULT_BASELINE), folders, tolerances)
     terminal.out.print(result.table())
     if markdown is not None:
         markdown.write_text(result.markdown(), encoding="utf-8")
     if as_json:
         print(json.dumps({"exit": result.exit_code, "verdict": str(result.verdict), "sentence": result.sentence()}))
     return result.exit_code
+
+
+def _newest_bench(root: Path) -> Path:
+    benches = sorted(root.glob("*-bench-*"))  # names begin with the time
+    if not benches:
+        raise UsageError(f"gate: no bench in {root}; run 'earmark bench' first or name the runs to judge")
+    return benches[-1]
 
 
 def _baseline(path: Path) -> dict[str, Any]:
@@ -463,11 +483,11 @@ def list_datasets() -> int:
     from harness.corpus import available
     from harness.fetch import FLEURS_LANGUAGES, fetchable
 
-    table = Table("name", "where from", "language", "licence", "folder", box=None)
+    table = Table("name", "where from", "language", "what", box=None)
     here = available()
     for dataset in here:
         origin = "fetched" if dataset.fetched else "comes along"
-        table.add_row(dataset.name, origin, dataset.card.language, dataset.card.licence, str(dataset.folder))
+        table.add_row(dataset.name, origin, dataset.card.language, dataset.card.description)
     terminal = _Terminal()
     terminal.out.print(table)
     others = [name for name in fetchable() if not name.startswith("fleurs-") and name not in {one.name for one in here}]

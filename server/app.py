@@ -228,9 +228,10 @@ class _Server(uvicorn.Server):
 
 
 def _without_traceback_of_bad_utf8(record: logging.LogRecord) -> bool:
-    """A client's bytes are no fault of ours: one line is enough."""
-    if record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError):
-        record.exc_info = None
+    """A client's bytes are no fault of ours: one line is enough. uvicorn also stumbles over what follows such bytes."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, UnicodeDecodeError) or isinstance(getattr(error, "__context__", None), UnicodeDecodeError):
+        record.msg, record.args, record.exc_info = "a client sent text that is not UTF-8", (), None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
     return True
 
@@ -264,6 +265,7 @@ def configure_logging(settings: Settings) -> None:
     uvicorn_log = logging.getLogger("uvicorn.error")
     uvicorn_log.setLevel(max(level, logging.WARNING))
     uvicorn_log.addFilter(_without_traceback_of_bad_utf8)
+    logging.getLogger("asyncio").addFilter(_without_traceback_of_bad_utf8)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

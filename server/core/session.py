@@ -48,6 +48,10 @@ LAST_SECONDS = 5.0
 """So much of a finished utterance may still go into a segment that is full; engines leave that margin."""
 
 
+MOST_WAITING = 250_000
+"""So many commands and pieces of audio may wait, however small: an hour and more of 20 ms packets."""
+
+
 class SessionError(Exception):
     """The command makes sense, but not now. Nothing has changed. ``reason`` is a short code."""
 
@@ -136,8 +140,9 @@ class Session:
 
     @property
     def accepts_audio(self) -> bool:
-        """False while as much audio waits as may wait; the policy is to stop reading until it turns true."""
-        return self.queued_seconds < self._settings.max_queued_seconds
+        """False while as much waits as may wait; the policy is to stop reading until it turns true."""
+        pieces = len(self._waiting) + (len(self._utterance.pending) if self._utterance else 0)
+        return self.queued_seconds < self._settings.max_queued_seconds and pieces < MOST_WAITING
 
     def deadline(self) -> float | None:
         """When ``expire`` has to be called next, on the clock of ``now``."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import structlog
@@ -24,10 +25,17 @@ _log = structlog.get_logger("earmark.access")
 
 
 class AsgiSocket:
-    """A Starlette WebSocket as the connection shell wants it."""
+    """A Starlette WebSocket as the connection shell wants it.
+
+    ``accept``, ``send`` and ``close`` raise ``WebSocketDisconnect`` when the client is gone.
+    """
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
+
+    async def accept(self) -> None:
+        with _closed_by_the_server():
+            await self._websocket.accept()
 
     async def receive(self) -> str | bytes | None:
         message = await self._websocket.receive()
@@ -40,10 +48,21 @@ class AsgiSocket:
         return data
 
     async def send(self, frame: str) -> None:
-        await self._websocket.send({"type": "websocket.send", "text": frame})
+        with _closed_by_the_server():
+            await self._websocket.send({"type": "websocket.send", "text": frame})
 
     async def close(self, code: int, reason: str) -> None:
-        await self._websocket.close(code, reason)
+        with _closed_by_the_server():
+            await self._websocket.close(code, reason)
+
+
+@contextmanager
+def _closed_by_the_server() -> Iterator[None]:
+    """uvicorn closes a socket by itself whose client breaks the framing, and has no better error for who still sends."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise WebSocketDisconnect(1006) from error
 
 
 @dataclass(slots=True)
@@ -58,17 +77,20 @@ class Service:
     draining: bool = False
 
     async def serve(self, websocket: WebSocket, surface: Surface, admission: Admission) -> None:
-        """Run an accepted and admitted socket to its end."""
+        """Accept an admitted socket and run it to its end."""
         socket = AsgiSocket(websocket)
-        connection = Connection(socket, surface, self.engine, self.metrics, self.voice)
-        self.connections.add(connection)
-        _log.info("accepted", surface=surface.name, active=admission.active)
         try:
-            await connection.run()
+            await socket.accept()
+            connection = Connection(socket, surface, self.engine, self.metrics, self.voice)
+            self.connections.add(connection)
+            _log.info("accepted", surface=surface.name, active=admission.active)
+            try:
+                await connection.run()
+            finally:
+                self.connections.discard(connection)
         except* WebSocketDisconnect:
             pass  # the client went away while something was being sent to it
         finally:
-            self.connections.discard(connection)
             admission.leave()
             _log.info("closed", surface=surface.name, active=admission.active)
 
@@ -89,9 +111,13 @@ class Service:
 
 async def _turn_away(websocket: WebSocket, steps: tuple[Reply, Close]) -> None:
     reply, close = steps
-    await websocket.accept()
-    await websocket.send_text(reply.frame)
-    await websocket.close(close.code, close.reason)
+    socket = AsgiSocket(websocket)
+    try:
+        await socket.accept()
+        await socket.send(reply.frame)
+        await socket.close(close.code, close.reason)
+    except WebSocketDisconnect:
+        pass  # it did not wait for the answer
 
 
 def envelope_routes(service: Service, surface: Surface, admission: Admission) -> APIRouter:
@@ -109,7 +135,6 @@ def envelope_routes(service: Service, surface: Surface, admission: Admission) ->
             service.metrics.connections_rejected.labels(surface.name, "server_at_capacity").inc()
             await _turn_away(websocket, yap.rejection("server_at_capacity", f"{why}; try again later"))
             return
-        await websocket.accept()
         await service.serve(websocket, surface, admission)
 
     return router
@@ -129,7 +154,6 @@ def realtime_routes(service: Service, surface: Surface, admission: Admission, *,
             service.metrics.connections_rejected.labels(surface.name, "server_at_capacity").inc()
             await websocket.send_denial_response(JSONResponse({"error": "Service unavailable, try again later"}, 503))
             return
-        await websocket.accept()
         await service.serve(websocket, surface, admission)
 
     return router

@@ -46,7 +46,7 @@ BUSY_CLOSE_CODE = 1013
 IDLE_CLOSE_CODE = 4000
 DURATION_CLOSE_CODE = 4003
 _CLOSE_REASON_BYTES = 123
-_BARGE_IN = "\0barge-in"  # no reason that a client can be meant to give
+_BARGE_IN = ""  # a client that gives an empty reason is understood as giving none
 
 
 def rejection(reason_code: str, message: str) -> tuple[Reply, Close]:

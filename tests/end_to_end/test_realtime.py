@@ -378,7 +378,7 @@ async def test_more_audio_than_may_wait_is_not_read_and_not_lost(serve: Serve) -
 
 
 async def test_keepalive_pings_are_answered_while_a_burst_is_worked_off(serve: Serve) -> None:
-    server = serve("--script", '{"audio_rate": 15}', "--no-vad")
+    server = serve("--script", '{"audio_rate": 10}', "--no-vad")
     texts = distinct_words(60, seed=14)
     pcm, _ = spoken(texts, seed=14)
     async with realtime(server) as client:

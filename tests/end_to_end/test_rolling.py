@@ -141,3 +141,28 @@ async def test_real_speech_gives_the_same_text_through_both_surfaces(serve: Serv
             by_envelope = text_of(await envelope.say(pcm))
             assert by_envelope
             assert await plain.say(pcm) == by_envelope
+
+
+async def test_the_server_ends_utterances_at_silence_when_it_is_asked_to(serve: Serve) -> None:
+    corpus = load("spoken-en")
+    server = serve("--sphinx-workers", "1", engine="sphinx")
+    first, second = sorted(corpus.utterances, key=lambda utterance: utterance.seconds)[:2]
+    pause = bytes(2 * 32_000)
+    pcm = load_audio(first) + pause + load_audio(second) + pause
+    async with yap(server) as envelope, realtime(server, model="") as plain:
+        await envelope.start(vad="auto")
+        await plain.send("input_audio_buffer.commit", vad="auto")
+        for client in (envelope, plain):
+            await client.append(pcm, chunk_bytes=2560)
+            await client.finish()
+        ended_by = [(await envelope.receive_until("done"))[-1]["payload"]["ended_by"]]
+        while ended_by[-1] == "silence":
+            ended_by.append((await envelope.receive_until("done"))[-1]["payload"]["ended_by"])
+        dones = [(await plain.receive_until("transcription.done"))[-1]]
+        while dones[-1]["ended_by"] == "silence":
+            dones.append((await plain.receive_until("transcription.done"))[-1])
+    assert len(ended_by) >= 3
+    assert set(ended_by[:-1]) == {"silence"}
+    assert [done["ended_by"] for done in dones] == ended_by
+    assert all(done["text"] for done in dones[:-1]), "what ended by silence held speech"
+    assert sum(done["audio_seconds"] for done in dones) == pytest.approx(seconds_of(len(pcm)), abs=0.01)

@@ -27,6 +27,7 @@ from wire.words import TimedWord
 SYLLABLES = ("ka", "lo", "mi", "nu", "pe", "ra", "so", "ti", "vu", "ze")
 VOCABULARY = ["".join(pair) for pair in product(SYLLABLES, repeat=2) if pair[0] != pair[1]]
 PACKET_SECONDS = 0.08
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,10 @@ def test_injected_latencies_are_measured(tmp_path: Path, protocol: str, delay_ms
     words, seconds, streams = sentence(30), 6.0, 8
     corpus = spoken(tmp_path, words, seconds, streams)
     script = {"latency_ms": 120, "final_latency_ms": 250}
-    measured = measure(tmp_path, corpus, script, protocol=protocol, delay_ms=delay_ms)
+    for attempt in range(ATTEMPTS):
+        measured = measure(tmp_path / str(attempt), corpus, script, protocol=protocol, delay_ms=delay_ms)
+        if (measured.scores.pacing.p99.value or 0) < 0.005:
+            break  # else the machine is so busy that neither side kept its times
 
     injected = emission_latencies(words, seconds, delay_ms, 120)
     errors = [

@@ -17,7 +17,7 @@ from tests.end_to_end.speech import distinct_words, sentence, spoken
 from wire.pcm import seconds_of
 from wire.words import TimedWord
 
-LATE_SECONDS = 1.0
+LATE_SECONDS = 3.0
 """How much later than set a limit may act here; a loaded machine is not what these tests are about."""
 
 SILENCE = bytes(32_000)
@@ -50,17 +50,17 @@ async def test_the_reason_of_an_idle_close_can_be_set(serve: Serve) -> None:
 
 @pytest.mark.parametrize("frame", ['{"type":"ping","session_id":"s","request_id":"r"}', "not even JSON"])
 async def test_any_text_frame_begins_the_idle_time_anew(serve: Serve, frame: str) -> None:
-    server = serve("--idle-timeout-s", "0.5")
+    server = serve("--idle-timeout-s", "1.5")
     async with yap(server) as client:
-        for _ in range(3):
+        for _ in range(2):
             with pytest.raises(TimeoutError):
-                await client.receive(0.35)  # longer than half the limit: three of them exceed it twice
+                await client.receive(0.9)  # two of them exceed the limit
             await client.send_raw(frame)
             sent = time.monotonic()
             await client.receive()
         at, code, _ = await close_of(client)
     assert code == 4000
-    assert 0.45 <= at - sent <= 0.5 + LATE_SECONDS
+    assert 1.4 <= at - sent <= 1.5 + LATE_SECONDS
 
 
 async def test_pings_of_the_websocket_itself_are_no_activity(serve: Serve) -> None:
@@ -145,7 +145,7 @@ def dropped_seconds(frames: list[Frame]) -> list[float]:
 
 
 async def test_a_lagging_engine_loses_the_oldest_audio_and_says_exactly_how_much(serve: Serve) -> None:
-    # 10 s of audio per second are heard, 20 s come at once: after 1 s about 8 s wait, of which 2 may
+    # 8 s of audio are heard per second, more than 30 s come at once, and what has waited a second is dropped
     server = serve("--script", rate(8), "--max-backlog-seconds", "1", "--no-vad")
     texts = distinct_words(60, seed=3)
     pcm, words = spoken(texts, seed=3)
@@ -197,8 +197,8 @@ def gaps_between(words: list[TimedWord], heard: set[str], seconds: float) -> lis
 
 
 async def test_a_burst_that_the_engine_works_off_loses_nothing(serve: Serve) -> None:
-    # 20 s in one burst, 40 s of audio heard per second: half a second of work, a second may wait
-    server = serve("--script", rate(40), "--max-backlog-seconds", "1", "--no-vad")
+    # more than 15 s in one burst, 60 s of audio heard per second: a third of a second of work, two may wait
+    server = serve("--script", rate(60), "--max-backlog-seconds", "2", "--no-vad")
     texts = distinct_words(40, seed=4)
     pcm, _ = spoken(texts, seed=4)
     assert seconds_of(len(pcm)) > 15
@@ -212,6 +212,18 @@ async def test_with_the_backlog_limit_off_a_lagging_engine_loses_nothing(serve: 
     pcm, _ = spoken(texts, seed=5)
     async with yap(server) as client:
         assert text_of(await client.say(pcm)) == " ".join(texts)
+
+
+async def test_unlimited_switches_every_limit_off(serve: Serve) -> None:
+    server = serve(
+        *("--unlimited", "--idle-timeout-s", "0.2", "--max-connection-duration-s", "0.3"),
+        *("--max-concurrent-connections", "1", "--max-backlog-seconds", "0.1", "--script", rate(20), "--no-vad"),
+    )
+    texts = distinct_words(30, seed=7)
+    pcm, _ = spoken(texts, seed=7)
+    async with yap(server) as first, yap(server) as second:
+        assert text_of(await first.say(pcm)) == " ".join(texts)
+        await second.synchronise()
 
 
 # ---- inbound queue

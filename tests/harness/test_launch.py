@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from harness.launch import KEY_VARIABLE, ServerError, start
 
+PAUSE = threading.Event()  # never set
 READY = 'print(\'{"event":"ready","host":"127.0.0.1","port":4711,"engine":"e","model":"m","caveat":"weak","new":1}\', flush=True)'
 WAIT = "import signal; signal.pause()"
 
@@ -30,6 +32,7 @@ def ends(process: psutil.Process) -> bool:
                 return True
         except psutil.NoSuchProcess:
             return True
+        PAUSE.wait(0.02)
     return False
 
 
