@@ -264,7 +264,7 @@ class VllmEngine:
             task.cancel()
         await asyncio.wait(self._tasks)
         self._fail_all(STOPPED)
-        self.core.stop()
+        await asyncio.to_thread(self.core.stop)
         self._held.close()
 
     async def _supervise(self, work: Awaitable[None]) -> None:
