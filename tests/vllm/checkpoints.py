@@ -157,9 +157,7 @@ def parameters(shape: Shape) -> dict[str, Any]:
         "sliding_window": shape.window,
         "ada_rms_norm_t_cond": True,
         "ada_rms_norm_t_cond_dim": 32,
-        "multimodal": {
-            "whisper_model_args": {"encoder_args": encoder, "downsample_args": {"downsample_factor": 4}}
-        },
+        "multimodal": {"whisper_model_args": {"encoder_args": encoder, "downsample_args": {"downsample_factor": 4}}},
     }
 
 

@@ -46,6 +46,4 @@ def reference(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     )
     assert out.exists(), done.stderr[-4000:]
     said = json.loads(out.read_text())
-    return {
-        (delay, seed): tokens for delay in DELAYS_MS for seed, tokens in zip(SEEDS, said[str(delay)], strict=True)
-    }
+    return {(delay, seed): tokens for delay in DELAYS_MS for seed, tokens in zip(SEEDS, said[str(delay)], strict=True)}

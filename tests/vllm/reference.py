@@ -74,14 +74,14 @@ async def streams_of(checkpoint: Path, seconds: float, seeds: list[int]) -> list
         engine.shutdown()
 
 
-async def main(out: Path, seconds: float, seeds: list[int], checkpoints: list[Path]) -> None:
+async def main(seconds: float, seeds: list[int], checkpoints: list[Path]) -> dict[str, list[list[int]]]:
     """One engine after the other."""
-    said = {checkpoint.name: await streams_of(checkpoint, seconds, seeds) for checkpoint in checkpoints}
-    out.write_text(json.dumps(said))
+    return {checkpoint.name: await streams_of(checkpoint, seconds, seeds) for checkpoint in checkpoints}
 
 
 if __name__ == "__main__":
     out, seconds, seeds, *checkpoints = sys.argv[1:]
     paths = [Path(name) for name in checkpoints]
     prepare_environment(VllmSettings(paths[0]))
-    asyncio.run(main(Path(out), float(seconds), [int(seed) for seed in seeds.split(",")], paths))
+    said = asyncio.run(main(float(seconds), [int(seed) for seed in seeds.split(",")], paths))
+    Path(out).write_text(json.dumps(said))

@@ -215,9 +215,9 @@ class VllmEngine:
         settings = self.settings
         internals.check_installation(plugin=not settings.uniform_delay)
         await asyncio.to_thread(snapshot.fetch, settings.model_dir, settings.model_id, os.environ.get("HF_TOKEN"))
+        params = snapshot.read_params(settings.model_dir)
         internals.prepare_environment(settings)
         internals.import_vllm()
-        params = snapshot.read_json(settings.model_dir / "params.json")
         tuned = tuning.tune(settings, internals.machine(), params)
         directory = settings.model_dir
         if settings.uniform_delay:

@@ -95,6 +95,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_params(directory: Path) -> dict[str, Any]:
+    """The model's shape.
+
+    Raises:
+        EngineError: it is no Voxtral Realtime model.
+    """
+    params = read_json(directory / "params.json")
+    try:
+        realtime = params["multimodal"]["whisper_model_args"]["encoder_args"]["causal"]
+    except (KeyError, TypeError):
+        realtime = False
+    if not realtime:
+        raise EngineError(
+            f"{directory} holds no Voxtral Realtime model: params.json describes no causal audio encoder "
+            "(Voxtral Mini 3B and other models that hear whole files cannot stream)"
+        )
+    return params
+
+
 def delay_ms(tokenizer: dict[str, Any]) -> int | None:
     """The transcription delay that a ``tekken.json`` carries."""
     for holder in (tokenizer, tokenizer.get("audio") or {}):
