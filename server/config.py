@@ -68,10 +68,11 @@ class Settings(BaseSettings):
     )
 
     # engine
-    engine: Literal["auto", "sphinx", "scripted", "vllm-remote"] = _setting(
+    engine: Literal["auto", "sphinx", "scripted", "vllm", "vllm-remote"] = _setting(
         "auto",
         "EARMARK_ENGINE",
-        help="what recognises: sphinx (built in, weak), vllm-remote (other servers), scripted (says its script), auto",
+        help="what recognises: vllm (Voxtral), vllm-remote (other servers), sphinx (built in, weak), "
+        "scripted (says its script); auto takes vllm where CUDA, vLLM and the model are",
     )
     delay_ms: int = _setting(
         480,
@@ -119,6 +120,56 @@ class Settings(BaseSettings):
         ge=0,
     )
     vad: bool = _setting(True, "EARMARK_VAD", help="voice activity detection: rolls in silence, vad=auto for clients")
+
+    # the vllm engine
+    model_dir: str = _setting(
+        "models/voxtral", "VOXTRAL_MODEL_DIR", help="vllm: the model's files; fetched there (HF_TOKEN) when incomplete"
+    )
+    uniform_delay: bool = _setting(
+        False, "EARMARK_UNIFORM_DELAY", help="vllm: vLLM's own model class, one delay for all streams"
+    )
+    allow_untrained_delay: bool = _setting(
+        False,
+        "EARMARK_ALLOW_UNTRAINED_DELAY",
+        help="vllm: also delays that Voxtral was not trained for (1280..2320 ms)",
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = _setting(
+        "auto", "VLLM_DTYPE", help="vllm: type of weights and activations; auto takes the model's"
+    )
+    gpu_memory_utilization: float = _setting(
+        0.92, "VLLM_GPU_MEMORY_UTILIZATION", help="vllm: share of the GPU's memory to use", gt=0, le=1
+    )
+    max_model_len: int = _setting(
+        1024, "VLLM_MAX_MODEL_LEN", help="vllm: tokens of one segment at most; 12.5 are a second", ge=400
+    )
+    max_num_seqs: int = _setting(
+        0, "VLLM_MAX_NUM_SEQS", help="vllm: streams heard at once; 0 fits them to the GPU's memory", ge=0
+    )
+    max_num_batched_tokens: int = _setting(
+        0, "VLLM_MAX_NUM_BATCHED_TOKENS", help="vllm: tokens per engine step; 0 fits them to the GPU", ge=0
+    )
+    enforce_eager: bool | None = _setting(
+        None, "VLLM_ENFORCE_EAGER", help="vllm: no compilation and no CUDA graphs; by default only on a CPU"
+    )
+    kv_cache_dtype: str = _setting(
+        "auto", "VLLM_KV_CACHE_DTYPE", help="vllm: auto, or fp8 where the attention backend accepts it"
+    )
+    calculate_kv_scales: bool = _setting(
+        False, "VLLM_CALCULATE_KV_SCALES", help="accepted for compatibility; vLLM 0.32 reads scales from the model"
+    )
+    compilation_config: str = _setting(
+        '{"cudagraph_mode":"PIECEWISE"}', "VLLM_COMPILATION_CONFIG", help="vllm: JSON; none leaves it to vLLM"
+    )
+    disable_compile_cache: bool = _setting(
+        True, "VLLM_DISABLE_COMPILE_CACHE", help="vllm: keep nothing compiled from one start to the next"
+    )
+    quantization: Literal["none", "bitsandbytes"] = _setting(
+        "none", "VLLM_QUANTIZATION", help="vllm: bitsandbytes loads the weights as INT4, on CUDA"
+    )
+    load_format: Literal["mistral", "dummy"] = _setting(
+        "mistral", "VLLM_LOAD_FORMAT", help="vllm: dummy makes random weights, for load tests: the text is noise"
+    )
+    show_vllm_logs: bool = _setting(False, "SHOW_VLLM_LOGS", help="vllm: its own log from level info on")
 
     # limits of the envelope surface
     idle_timeout_s: OptionalSeconds = _setting(
@@ -269,7 +320,7 @@ def _parser() -> argparse.ArgumentParser:
         text = f"{field.description} [{names}] (default: {default if default not in (None, '') else 'none'})"
         text = text.replace("%", "%%")
         flag = f"--{name.replace('_', '-')}"
-        if field.annotation is bool:
+        if field.annotation in (bool, bool | None):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             parser.add_argument(flag, default=None, metavar="VALUE", help=text)

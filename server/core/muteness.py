@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
 ROUNDING_SECONDS = 1e-6
 """Sums of lengths of audio that should be equal differ by less than this."""
 

@@ -44,19 +44,21 @@ def ops_routes(service: Service, models: list[str], *, require_key: bool = False
 
     @router.get("/healthz")
     async def healthz() -> JSONResponse:
-        return JSONResponse({"status": "draining"}, 503) if service.draining else JSONResponse({"status": "ok"})
+        status = _status(service)
+        return JSONResponse({"status": "ok" if status == "healthy" else status}, 200 if status == "healthy" else 503)
 
     @router.get("/health")
     async def health() -> JSONResponse:
+        status = _status(service)
         body = {
-            "status": "draining" if service.draining else "healthy",
+            "status": status,
             "timestamp": time.time(),
             "engine": info.name,
             "model": models[0],
             "connections": len(service.connections),
             **{f"engine_{figure}": value for figure, value in service.engine.metrics().items()},
         }
-        return JSONResponse(body, 503 if service.draining else 200)
+        return JSONResponse(body, 200 if status == "healthy" else 503)
 
     @router.get("/ping")
     async def ping() -> Response:
@@ -79,6 +81,13 @@ def ops_routes(service: Service, models: list[str], *, require_key: bool = False
         return JSONResponse(listed)
 
     return router
+
+
+def _status(service: Service) -> str:
+    """``healthy``, or why nobody should be sent here. An engine that has died says ``failed`` among its figures."""
+    if service.engine.metrics().get("failed"):
+        return "engine_failed"
+    return "draining" if service.draining else "healthy"
 
 
 def _model_list(info: EngineInfo, models: list[str]) -> dict[str, object]:

@@ -114,6 +114,19 @@ BAD = {
     "backend_slots": ["-1", "all"],
     "backend_start_seconds": ["-1", "soon", "inf"],
     "vad": ["perhaps"],
+    "uniform_delay": ["perhaps"],
+    "allow_untrained_delay": ["perhaps"],
+    "dtype": ["float8", "int4"],
+    "gpu_memory_utilization": ["0", "1.1", "-0.5", "most", "nan"],
+    "max_model_len": ["399", "0", "long"],
+    "max_num_seqs": ["-1", "all"],
+    "max_num_batched_tokens": ["-1", "all"],
+    "enforce_eager": ["perhaps"],
+    "calculate_kv_scales": ["perhaps"],
+    "disable_compile_cache": ["perhaps"],
+    "quantization": ["int3"],
+    "load_format": ["gguf"],
+    "show_vllm_logs": ["perhaps"],
     "idle_timeout_s": ["soon", "nan", "inf", "5s"],
     "max_connection_duration_s": ["soon", "nan", "inf"],
     "watchdog_tick_s": ["often", "nan"],
@@ -132,6 +145,7 @@ BAD = {
     "log_format": ["xml"],
 }
 ANY_TEXT = {"host", "api_key", "api_keys", "model_id", "served_model_name", "script", "backends", "backend_api_key"}
+ANY_TEXT |= {"model_dir", "kv_cache_dtype", "compilation_config"}  # read by the vllm engine, which complains itself
 
 
 def test_every_setting_is_either_text_or_in_the_table() -> None:
