@@ -29,9 +29,14 @@ class Destination:
     tls: ssl.SSLContext | None = None
 
 
+UNPACED_PATIENCE = 5
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a stream waits for the server. A final may take twice the audio, if that is more than ``final_seconds``."""
+    """How long a stream waits for the server. A final may take twice the audio, if that is more than ``final_seconds``; when the audio
+    was not paced the server has everything still to do, and gets five times as long.
+    """
 
     connect_seconds: float = 10.0
     ready_seconds: float = 10.0
@@ -132,6 +137,8 @@ class Stream:
             self.t0_ns = perf_counter_ns() + jitter_ns
             timetable.add(self.t0_ns + prepared.offsets_ns[0], self)
             final_seconds = max(patience.final_seconds, 2 * prepared.seconds)
+            if math.isinf(prepared.speed):
+                final_seconds *= UNPACED_PATIENCE
             await self._wait(self._is_over, jitter_ns / NS + prepared.seconds / prepared.speed + final_seconds)
             if self._final is not None:
                 self._end(Outcome.OK)
