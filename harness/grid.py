@@ -148,7 +148,7 @@ def read(path: Path) -> Study:
         StudyError: it is not readable, or has a key or a value that makes no sense.
     """
     try:
-        text = path.readtext(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} cannot be read: {error}") from error
     return parse(text, path.stem, str(path))

@@ -20,13 +20,12 @@ from rich.text import Text
 
 from harness import store
 from harness.report import figures
-from harness.report.cells import NoRunsError
 from harness.report.wording import interval_percent, interval_seconds, percent, seconds
 from harness.statistics import Estimate
 
 STUDIES = Path("reports/studies")
 LOAD = "harness.concurrency"
-LATENCIES = ("word_latency_p95", "time_to_final_p95", "first_token_p95")
+LATENCIES = ("word_latency_p95", "word_latency_p50", "time_to_final_p95", "time_to_final_p50", "first_token_p50")
 TITLES = {
     "wer": "word error rate",
     "cer": "character error rate",
@@ -71,8 +70,13 @@ class Table:
 
     @property
     def latency(self) -> str | None:
-        """The first latency of `LATENCIES` that the cells have; a corpus without word times has no word latency."""
-        return next((name for name in LATENCIES if self.sound[name].notna().any()), None)
+        """The first latency of `LATENCIES` that every sound cell has with its interval, else the first that any has at all.
+
+        Few streams give no interval of a p95, and a corpus without word times no word latency.
+        """
+        sound = self.sound
+        certain = (name for name in LATENCIES if len(sound) and sound[f"{name}_high"].notna().all())
+        return next(certain, next((name for name in LATENCIES if sound[name].notna().any()), None))
 
     @property
     def rate(self) -> str:
@@ -262,7 +266,7 @@ def _panel(axes: Axes, table: Table, setting: str, measure: str) -> None:
     others = [name for name in table.varied if name != setting]
     lines = _lines(table.sound, others)
     named = len(lines) <= NAMED_LINES
-    for number, (key, rows) in enumerate(lines):
+    for number, (_, rows) in enumerate(lines):
         points = sorted(
             (ticks.index(shown(row[setting], setting)), estimate(row, measure)) for _, row in rows.iterrows()
         )
@@ -295,7 +299,7 @@ def _in_order(values: pd.Series) -> list[object]:
     """Unlike values: numbers by size, anything else as it came."""
     found = list({shown(value, str(values.name)): value for value in values}.values())
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in found)
-    return sorted(found) if numbers else found  # type: ignore[type-var]
+    return sorted(found) if numbers else found
 
 
 def _lines(frame: pd.DataFrame, others: Sequence[str]) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
@@ -313,13 +317,10 @@ def effects(table: Table) -> pd.DataFrame:
     for setting in table.varied:
         others = [name for name in table.varied if name != setting]
         for before, after in pairwise(_in_order(table.frame[setting])):
-            one: dict[str, object] = {
-                "setting": table.label(setting),
-                "from": shown(before, setting),
-                "to": shown(after, setting),
-            }
+            ends = shown(before, setting), shown(after, setting)
+            one: dict[str, object] = {"setting": table.label(setting), "from": ends[0], "to": ends[1]}
             for measure in measures:
-                changes = _changes(table.sound, setting, others, measure, one["from"], one["to"])
+                changes = _changes(table.sound, setting, others, measure, *ends)
                 one["pairs"] = len(changes)
                 one[TITLES[measure]] = (
                     "" if not changes else f"{np.median(changes):+.3f} ({min(changes):+.3f} .. {max(changes):+.3f})"
@@ -329,14 +330,15 @@ def effects(table: Table) -> pd.DataFrame:
 
 
 def _changes(
-    frame: pd.DataFrame, setting: str, others: Sequence[str], measure: str, before: object, after: object
+    frame: pd.DataFrame, setting: str, others: Sequence[str], measure: str, before: str, after: str
 ) -> list[float]:
     found = []
     for _, rows in _lines(frame, others):
-        values = {shown(row[setting], setting): row[measure] for _, row in rows.iterrows()}
-        pair = values.get(str(before)), values.get(str(after))
-        if None not in pair and not any(pd.isna(value) for value in pair):
-            found.append(float(pair[1]) - float(pair[0]))  # type: ignore[arg-type]
+        values = {
+            shown(row[setting], setting): float(row[measure]) for _, row in rows.dropna(subset=[measure]).iterrows()
+        }
+        if before in values and after in values:
+            found.append(values[after] - values[before])
     return found
 
 
@@ -355,6 +357,10 @@ def conclude(table: Table, bound_seconds: float) -> list[str]:
     if latency is None:
         return [*said, "No cell has a latency that may be quoted: there is nothing to choose from."]
     what = TITLES[latency].removesuffix(" (s)")
+    if latency != LATENCIES[0]:
+        said.append(
+            f"Judged by {what}: the cells have no {TITLES[LATENCIES[0]].removesuffix(' (s)')} with an interval."
+        )
     judged = [(row, _keeps(row, latency, bound_seconds)) for _, row in sound.iterrows()]
     keeping = [row for row, kept in judged if kept is True]
     unsure = [row for row, kept in judged if kept is None]
