@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -41,16 +42,21 @@ TITLES = {
     "gpu_percent": "GPU busy (%)",
 }
 NAMED_LINES = 6  # more series than these are drawn alike, without a legend
+LONGEST_VALUE = 28
 LISTED = 6  # settings named in a sentence
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A study: one row per cell. ``varied`` are the columns of settings that differ between cells, in the file's order."""
+    """A study: one row per cell. ``varied`` are the columns of settings that differ between cells, in the file's order.
+
+    ``values`` holds for each of them how a value is shown: cut to what tells it from the others where it is long.
+    """
 
     path: Path
     frame: pd.DataFrame
     varied: tuple[str, ...]
+    values: Mapping[str, Mapping[str, str]]
 
     @property
     def name(self) -> str:
@@ -92,7 +98,12 @@ class Table:
     def described(self, row: pd.Series, settings: Sequence[str] | None = None) -> str:
         """A cell by the settings that vary, or by those given."""
         chosen = self.varied if settings is None else settings
-        return ", ".join(f"{self.label(name)} {shown(row[name], name)}" for name in chosen) or "the only setting"
+        return ", ".join(f"{self.label(name)} {self.shown(row[name], name)}" for name in chosen) or "the only setting"
+
+    def shown(self, value: object, setting: str) -> str:
+        """A value of a setting for people."""
+        text = spelt(value, setting)
+        return self.values.get(setting, {}).get(text, text)
 
 
 def read(path: Path) -> Table:
@@ -110,8 +121,9 @@ def read(path: Path) -> Table:
         if name.startswith(("server.", "harness.")):
             frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
     settings = [name for name in frame.columns if name.startswith(("server.", "harness."))]
-    varied = tuple(name for name in settings if len({shown(value, name) for value in frame[name]}) > 1)
-    return Table(path, frame, varied)
+    texts = {name: list(dict.fromkeys(spelt(value, name) for value in frame[name])) for name in settings}
+    varied = tuple(name for name in settings if len(texts[name]) > 1)
+    return Table(path, frame, varied, {name: shortened(texts[name]) for name in varied})
 
 
 def newest(root: Path = STUDIES) -> Path | None:
@@ -122,18 +134,37 @@ def newest(root: Path = STUDIES) -> Path | None:
     return found[-1] if found else None
 
 
-def shown(value: object, name: str = "") -> str:
-    """A setting's value for people."""
+def spelt(value: object, setting: str) -> str:
+    """A setting's value in full: equal values are spelt alike."""
     match value:
         case None:
-            return {"harness.delay-ms": "server's", "harness.limit": "all"}.get(name, "default")
+            return {"harness.delay-ms": "server's", "harness.limit": "all"}.get(setting, "default")
         case bool():
             return "yes" if value else "no"
         case float():
-            return "default" if np.isnan(value) else f"{value:g}"
+            return f"{value:g}"
         case _:
-            text = str(value)
-            return text if len(text) <= 40 else f"{text[:37]}..."
+            return str(value)
+
+
+def shortened(texts: Sequence[str]) -> dict[str, str]:
+    """Each text, or where it is long what lies between the common start and the common end of all, whole words of it."""
+    longest = max(map(len, texts), default=0)
+    if longest <= LONGEST_VALUE or len(texts) < 2:
+        return {text: text for text in texts}
+    start = len(re.sub(r"[^\s,;/{}]*$", "", _common_start(texts)))
+    rests = [text[start:] for text in texts]
+    end = len(re.sub(r"[^\s,;/{}]*$", "", _common_start([rest[::-1] for rest in rests])))
+    middles = [f"{'…' if start else ''}{rest[: len(rest) - end]}{'…' if end else ''}" for rest in rests]
+    if max(map(len, middles)) > LONGEST_VALUE:
+        middles = [f"{number}: {middle[:LONGEST_VALUE]}…" for number, middle in enumerate(middles, 1)]
+    return dict(zip(texts, middles, strict=True))
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    shortest = min(texts, key=len)
+    differs = (at for at, letter in enumerate(shortest) if any(text[at] != letter for text in texts))
+    return shortest[: next(differs, len(shortest))]
 
 
 def estimate(row: pd.Series, measure: str) -> Estimate:
@@ -158,7 +189,9 @@ def console_table(table: Table) -> ConsoleTable:
     made.add_column("", overflow="fold", max_width=60)
     for _, row in table.frame.iterrows():
         made.add_row(
-            *(shown(row[name], name) for name in table.varied), *_console_measures(table, row), _console_state(row)
+            *(table.shown(row[name], name) for name in table.varied),
+            *_console_measures(table, row),
+            _console_state(row),
         )
     made.caption = "\n".join(
         [
@@ -215,7 +248,7 @@ def numbers(table: Table) -> pd.DataFrame:
     """The cells with the settings that vary and the headline measures, intervals in brackets."""
     rows = []
     for _, row in table.frame.iterrows():
-        one = {table.label(name): shown(row[name], name) for name in table.varied}
+        one = {table.label(name): table.shown(row[name], name) for name in table.varied}
         rate, latency = estimate(row, table.rate), table.latency
         one[TITLES[table.rate]] = "" if rate.value is None else f"{percent(rate.value)} {interval_percent(rate)}"
         for name in ("word_latency_p50", latency) if latency else ():
@@ -262,15 +295,16 @@ def by_setting(table: Table, measure: str) -> Figure:
 
 def _panel(axes: Axes, table: Table, setting: str, measure: str) -> None:
     values = _in_order(table.frame[setting])
-    ticks = [shown(value, setting) for value in values]
+    ticks = [table.shown(value, setting) for value in values]
+    places = {spelt(value, setting): at for at, value in enumerate(values)}
     others = [name for name in table.varied if name != setting]
     lines = _lines(table.sound, others)
     named = len(lines) <= NAMED_LINES
     for number, (_, rows) in enumerate(lines):
-        points = sorted(
-            (ticks.index(shown(row[setting], setting)), estimate(row, measure)) for _, row in rows.iterrows()
-        )
-        known = [(at, found) for at, found in points if found.value is not None]
+        points = {places[spelt(row[setting], setting)]: estimate(row, measure) for _, row in rows.iterrows()}
+        known = [
+            (at, found) for at, found in sorted(points.items(), key=lambda point: point[0]) if found.value is not None
+        ]
         if not known:
             continue
         shift = (number - (len(lines) - 1) / 2) * (0.3 / max(len(lines), 1))
@@ -288,7 +322,8 @@ def _panel(axes: Axes, table: Table, setting: str, measure: str) -> None:
     axes.set_xticks(range(len(ticks)), ticks, rotation=0 if max(map(len, ticks)) < 9 else 20)
     axes.set_xlim(-0.5, len(ticks) - 0.5)
     axes.set_title(table.label(setting))
-    axes.set_ylim(bottom=0)
+    axes.margins(y=0.15)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if measure.startswith(("excess", "drift")) else 0)
     if measure in ("wer", "cer"):
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if others and named and len(lines) > 1:
@@ -297,7 +332,7 @@ def _panel(axes: Axes, table: Table, setting: str, measure: str) -> None:
 
 def _in_order(values: pd.Series) -> list[object]:
     """Unlike values: numbers by size, anything else as it came."""
-    found = list({shown(value, str(values.name)): value for value in values}.values())
+    found = list({spelt(value, str(values.name)): value for value in values}.values())
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in found)
     return sorted(found) if numbers else found
 
@@ -306,7 +341,7 @@ def _lines(frame: pd.DataFrame, others: Sequence[str]) -> list[tuple[tuple[str, 
     """The cells that agree in ``others``, group by group."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for place, (_, row) in enumerate(frame.iterrows()):
-        groups.setdefault(tuple(shown(row[name], name) for name in others), []).append(place)
+        groups.setdefault(tuple(spelt(row[name], name) for name in others), []).append(place)
     return [(key, frame.iloc[places]) for key, places in groups.items()]
 
 
@@ -317,8 +352,9 @@ def effects(table: Table) -> pd.DataFrame:
     for setting in table.varied:
         others = [name for name in table.varied if name != setting]
         for before, after in pairwise(_in_order(table.frame[setting])):
-            ends = shown(before, setting), shown(after, setting)
-            one: dict[str, object] = {"setting": table.label(setting), "from": ends[0], "to": ends[1]}
+            ends = spelt(before, setting), spelt(after, setting)
+            one: dict[str, object] = {"setting": table.label(setting)}
+            one |= {"from": table.shown(before, setting), "to": table.shown(after, setting)}
             for measure in measures:
                 changes = _changes(table.sound, setting, others, measure, *ends)
                 one["pairs"] = len(changes)
@@ -335,7 +371,7 @@ def _changes(
     found = []
     for _, rows in _lines(frame, others):
         values = {
-            shown(row[setting], setting): float(row[measure]) for _, row in rows.dropna(subset=[measure]).iterrows()
+            spelt(row[setting], setting): float(row[measure]) for _, row in rows.dropna(subset=[measure]).iterrows()
         }
         if before in values and after in values:
             found.append(values[after] - values[before])
