@@ -16,7 +16,7 @@ from wire.words import TimedWord
 
 UTTERANCES = 8
 WORDS = 9
-SECONDS = 2.2
+STEP_SECONDS = 0.19
 MOST_SECONDS = 120.0  # for a machine on which it takes three times as long as usual
 STUDY = """
 name = "example"
@@ -51,25 +51,26 @@ def study(folder: Path) -> Path:
     return folder / "study" / "study.parquet"
 
 
-def dataset(folder: Path) -> Path:
-    """Write utterances of words that the scripted engine hears where they are, with a manifest."""
+def dataset(folder: Path, words_each: int = WORDS) -> Path:
+    """Write utterances of words that the scripted engine hears where they are, with a manifest; the folder."""
     folder.mkdir(parents=True)
+    seconds = round(0.5 + STEP_SECONDS * words_each, 2)
     syllables = ("ka", "lo", "mi", "nu", "pe", "ra", "so", "ti")
     vocabulary = ["".join(pair) for pair in product(syllables, repeat=2)]
     rows = []
     for number in range(UTTERANCES):
-        starts = [round(0.3 + 0.01 * number + 0.19 * place, 2) for place in range(WORDS)]
+        starts = [round(0.3 + 0.01 * number + STEP_SECONDS * place, 2) for place in range(words_each)]
         words = [TimedWord(vocabulary[(7 * number + n) % 64], at, round(at + 0.13, 2)) for n, at in enumerate(starts)]
         with wave.open(str(folder / f"{number}.wav"), "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
             file.setframerate(SAMPLE_RATE)
-            file.writeframes(speak(words, SECONDS))
+            file.writeframes(speak(words, seconds))
         rows.append(
             {
                 "id": f"said-{number}",
                 "audio": f"{number}.wav",
-                "seconds": SECONDS,
+                "seconds": seconds,
                 "text": " ".join(word.text for word in words),
                 "speaker": f"voice-{number}",
                 "language": "en",

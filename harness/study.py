@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -286,9 +286,12 @@ class _Measuring:
         self.write_table()
 
     def _log(self, one: Planned) -> Path:
-        """The servers' logs are numbered by their place in the grid; a server that is started again writes its own anew."""
+        """A log of its own for every server that is started, numbered by the setting's place in the grid: the one of a
+        server that died is worth keeping."""
         number = list(dict.fromkeys(planned.cell.options for planned in self._planned)).index(one.cell.options) + 1
-        return self._folder / "servers" / f"{number:03d}.log"
+        folder = self._folder / "servers"
+        names = (f"{number:03d}{f'-{again}' if again > 1 else ''}.log" for again in count(1))
+        return next(folder / name for name in names if not (folder / name).exists())
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per cell of the grid."""
@@ -333,8 +336,8 @@ def _reason(error: Exception) -> str:
 
 def _why_no_transcript(folder: Path) -> str:
     errors = Counter(found["error"] or found["outcome"] for found in store.read_rows(folder / "utterances.parquet"))
-    common, count = errors.most_common(1)[0]
-    return f"no stream got a transcript; {count} of {errors.total()} ended with: {common}"[:LONGEST_REASON]
+    common, times = errors.most_common(1)[0]
+    return f"no stream got a transcript; {times} of {errors.total()} ended with: {common}"[:LONGEST_REASON]
 
 
 def described(study: Study, cell: Cell) -> str:
