@@ -142,7 +142,7 @@ def test_effects_compare_cells_that_agree_in_all_else(tmp_path: Path) -> None:
     step = found.loc[("max-num-seqs", "8", "32")]
     assert step["pairs"] == 2
     assert step["word latency p95 (s)"] == "+0.300 (+0.100 .. +0.500)"
-    assert found.loc[("concurrency", "4", "16"), "pairs"] == 0
+    assert found.loc[("concurrency", "4", "16")]["pairs"] == 0
 
 
 def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
