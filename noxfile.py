@@ -128,6 +128,15 @@ def bench(session: nox.Session) -> None:
     run(session, "earmark", "bench", *session.posargs, programs=programs)
 
 
+@nox.session(default=False)
+def study(session: nox.Session) -> None:
+    """Measure a grid of server and harness settings, e.g. studies/delay.toml; done cells are skipped."""
+    install(session, TO_BENCH)
+    code = subprocess.call([str(PROGRAMS / "earmark"), "study", *(session.posargs or ["studies/delay.toml"])])
+    if code:
+        sys.exit(code)  # 3 where a cell failed, 130 when interrupted
+
+
 @nox.session
 def gate(session: nox.Session) -> None:
     """Hold runs against a baseline: 0 pass, 1 regression, 2 cannot compare."""

@@ -127,17 +127,36 @@ def run(plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
     outcome = Outcome(_folder(plan, corpus))
     try:
         with _Interrupts() as interrupts, _measured(plan, outcome.folder, watcher) as measured:
-            interrupts.server = measured.server
-            for delay_ms, concurrency in product(plan.delays_ms, plan.concurrencies):
-                _run_cell(plan, corpus, measured, concurrency, delay_ms, watcher, interrupts, outcome)
-                if not outcome.complete:
-                    outcome.notes.append("interrupted: what was not replayed until then is missing")
-                    break
+            _run_cells(plan, corpus, measured, watcher, interrupts, outcome)
     except BaseException:
         if not any(outcome.folder.iterdir()):
             outcome.folder.rmdir()
         raise
     return outcome
+
+
+def run_on(server: Server, plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
+    """As `run`, on a server that somebody else has started and will end. There is no folder but those of the runs.
+
+    Raises:
+        ServerError: the server died.
+        ReplayError: the server transcribes nothing.
+    """
+    watcher, outcome = watcher or Watcher(), Outcome(plan.out)
+    with _Interrupts() as interrupts:
+        _run_cells(plan, corpus, _started(server, plan), watcher, interrupts, outcome)
+    return outcome
+
+
+def _run_cells(
+    plan: Plan, corpus: Corpus, measured: Measured, watcher: Watcher, interrupts: _Interrupts, outcome: Outcome
+) -> None:
+    interrupts.server = measured.server
+    for delay_ms, concurrency in product(plan.delays_ms, plan.concurrencies):
+        _run_cell(plan, corpus, measured, concurrency, delay_ms, watcher, interrupts, outcome)
+        if not outcome.complete:
+            outcome.notes.append("interrupted: what was not replayed until then is missing")
+            break
 
 
 def _folder(plan: Plan, corpus: Corpus) -> Path:
@@ -162,7 +181,12 @@ def _measured(plan: Plan, folder: Path, watcher: Watcher) -> Iterator[Measured]:
     with start(["--engine", plan.engine, *plan.server_options], folder / "server.log") as server:
         told = server.announcement
         watcher.say(f"serving {told.engine} ({told.model}) at {server.url}")
-        yield Measured(server.url, told.engine, plan.model or told.model, told.caveat, server.api_key, server)
+        yield _started(server, plan)
+
+
+def _started(server: Server, plan: Plan) -> Measured:
+    told = server.announcement
+    return Measured(server.url, told.engine, plan.model or told.model, told.caveat, server.api_key, server)
 
 
 def _ask(plan: Plan) -> Measured:

@@ -76,6 +76,7 @@ def _expected() -> tuple[type[Exception], ...]:
         "harness.report.cells": "NoRunsError",
         "harness.gate": "GateError",
         "sizing.shape": "SizingError",
+        "harness.grid": "StudyError",
     }
     return (
         UsageError,
@@ -351,6 +352,78 @@ def _console(*, stderr: bool) -> Console:
 
 LINES_EVERY = 20
 """Seconds between lines of progress where there is no terminal to draw on."""
+
+
+# ---- study -----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="The study's TOML file.", metavar="FILE.toml")],
+    out: Annotated[Path | None, typer.Option(help="The study's folder.", show_default="reports/studies/NAME")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Replace a setting, e.g. --set harness.limit=8 or --set 'server.engine=vllm'; repeatable."
+        ),
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Measure failed and invalid cells again.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells and how long they take, start nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
+) -> int:
+    """Measure a grid of server and harness settings; cells that are done already are skipped."""
+    from harness import grid
+    from harness import study as studies
+
+    terminal = _Terminal(everything_to_stderr=as_json)
+    asked = grid.read(file).with_settings(settings or [])
+    grid.check_options(asked, grid.server_help())
+    folder = out or studies.STUDIES / asked.name
+    planned = studies.prepare(asked, folder, _public_arguments(sys.argv[1:]))
+    ledger = studies.read_ledger(folder)
+    waiting = studies.pending(planned, ledger, folder, retry=retry)
+    servers = len({one.cell.options for one in waiting})
+    terminal.say(
+        f"{asked.name}: {len(planned)} cells, {len(planned) - len(waiting)} done; {len(waiting)} to measure "
+        f"on {servers} server{'s' if servers != 1 else ''}, about {studies.duration(studies.forecast_seconds(waiting, ledger))}"
+    )
+    if dry_run:
+        _list_cells(asked, planned, waiting, ledger, terminal)
+        return OK
+    result = studies.run(asked, planned, folder, terminal.watcher(), retry=retry)
+    return _show_study(result, terminal, as_json=as_json)
+
+
+def _list_cells(asked: Any, planned: list[Any], waiting: list[Any], ledger: Any, terminal: _Terminal) -> None:
+    from harness.study import described
+
+    keys = {one.key for one in waiting}
+    for one in planned:
+        done = ledger.cells.get(one.key)
+        state = f"about {math.ceil(one.seconds)} s" if one.key in keys else done.outcome if done else "done"
+        terminal.out.print(f"{one.key}  {described(asked, one.cell)}  ({state})", soft_wrap=True, markup=False)
+
+
+def _show_study(result: Any, terminal: _Terminal, *, as_json: bool) -> int:
+    from harness.report import studies
+
+    table = studies.read(result.table)
+    terminal.out.print(studies.console_table(table))
+    terminal.out.print(f"study: {result.table}", soft_wrap=True)
+    failed = sum(row["outcome"] == "failed" for row in result.rows)
+    left = sum(row["outcome"] == "not measured" for row in result.rows)
+    if failed:
+        terminal.say(f"{failed} failed; --retry measures failed and invalid cells again")
+    if not result.complete:
+        terminal.say(f"interrupted: {left} not measured; the same command goes on from here")
+    if as_json:
+        told = {"complete": result.complete, "table": str(result.table), "measured": result.measured}
+        print(json.dumps({**told, "cells": len(result.rows), "failed": failed, "not_measured": left}))
+    if not result.complete:
+        return INTERRUPTED
+    return FAILED if failed else OK
 
 
 # ---- score, report, gate ---------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def earmark(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command_and_exit_code() -> None:
     asked = earmark("--help")
     assert asked.returncode == 0
-    for word in ("bench", "score", "report", "gate", "datasets", "0 fine", "1 regression", "2 cannot compare"):
+    for word in ("bench", "study", "score", "report", "gate", "datasets", "0 fine", "1 regression", "2 cannot compare"):
         assert word in asked.stdout
 
 
@@ -43,6 +43,10 @@ def test_help_names_every_command_and_exit_code() -> None:
         (("report", "/nowhere"), "/nowhere"),
         (("gate", "--profile", "laboratory"), "'laboratory'"),
         (("gate", "/nowhere", "--baseline", "x", "--save", "y"), "either --baseline"),
+        (("study", "/nowhere.toml"), "/nowhere.toml"),
+        (("study", "studies/delay.toml", "--set", "concurrency=1"), "--set concurrency=1"),
+        (("study", "studies/delay.toml", "--set", "harness.dataset=nowhere"), "nowhere"),
+        (("study", "studies/delay.toml", "--set", "harness.protocol=morse"), "'morse'"),
         (("datasets", "check", "nowhere"), "nowhere"),
         (("datasets", "fetch", "fleurs-xx"), "xx"),
     ],
