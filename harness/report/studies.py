@@ -186,7 +186,7 @@ def console_table(table: Table) -> ConsoleTable:
         made.add_column(name, justify="right")
     for name in ("first", "word p50/p95", "final p50/p95", "excess", "stalls", "err", "CPU %", "pace"):
         made.add_column(name, justify="right", no_wrap=True)
-    made.add_column("", overflow="fold", max_width=60)
+    made.add_column("", no_wrap=True)
     for _, row in table.frame.iterrows():
         made.add_row(
             *(table.shown(row[name], name) for name in table.varied),
@@ -200,6 +200,14 @@ def console_table(table: Table) -> ConsoleTable:
         ]
     )
     return made
+
+
+def failures(table: Table) -> dict[str, list[str]]:
+    """The cells that failed, by their reason."""
+    found: dict[str, list[str]] = {}
+    for _, row in table.frame[table.frame["outcome"] == "failed"].iterrows():
+        found.setdefault(str(row["reason"]), []).append(table.described(row))
+    return found
 
 
 def caveats(table: Table) -> list[str]:
@@ -236,7 +244,7 @@ def _console_state(row: pd.Series) -> Text:
         case "ok":
             return Text("✗ INVALID" if not row["valid"] else "✗ PARTIAL", style="bold red")
         case "failed":
-            return Text(f"✗ FAILED: {row['reason']}", style="red")
+            return Text("✗ FAILED", style="bold red")
         case other:
             return Text(str(other), style="dim")
 
@@ -425,10 +433,10 @@ def conclude(table: Table, bound_seconds: float) -> list[str]:
 
 def _set_aside(table: Table) -> list[str]:
     """What does not count, and why."""
-    failed = table.frame[table.frame["outcome"] == "failed"]
-    said = [f"Failed: {table.described(row)}: {row['reason']}" for _, row in failed.head(LISTED).iterrows()]
-    if len(failed) > LISTED:
-        said.append(f"... and {len(failed) - LISTED} more failed.")
+    said = [
+        f"Failed: {cells[0]}{f' and {len(cells) - 1} more' if len(cells) > 1 else ''}: {reason}"
+        for reason, cells in list(failures(table).items())[:LISTED]
+    ]
     if invalid := len(table.measured) - len(table.sound):
         said.append(
             f"{invalid} cells are invalid or incomplete and do not count (earmark study --retry measures them again)."
