@@ -41,9 +41,13 @@ TITLES = {
     "audio_seconds_per_second": "audio seconds per second",
     "gpu_percent": "GPU busy (%)",
 }
+ACROSS = 2  # panels beside each other
 NAMED_LINES = 6  # more series than these are drawn alike, without a legend
 LONGEST_VALUE = 28
 LISTED = 6  # settings named in a sentence
+
+
+Line = tuple[tuple[str, ...], pd.DataFrame]  # the settings that cells have in common, and the cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,9 +292,10 @@ def by_setting(table: Table, measure: str) -> Figure:
     panels = table.varied or ("study",)
     with matplotlib.rc_context(figures.STYLE):
         figure = Figure(
-            figsize=(max(figures.SIZE[0], 3.4 * min(len(panels), 3)), 3.1 * -(-len(panels) // 3)), layout="constrained"
+            figsize=(max(figures.SIZE[0], 3.4 * min(len(panels), ACROSS)), 3.1 * -(-len(panels) // ACROSS)),
+            layout="constrained",
         )
-        grid = figure.subplots(-(-len(panels) // 3), min(len(panels), 3), sharey=True, squeeze=False)
+        grid = figure.subplots(-(-len(panels) // ACROSS), min(len(panels), ACROSS), sharey=True, squeeze=False)
         places = list(grid.flat)
         for axes, setting in zip(places, panels, strict=False):
             _panel(axes, table, setting, measure)
@@ -306,7 +311,8 @@ def _panel(axes: Axes, table: Table, setting: str, measure: str) -> None:
     ticks = [table.shown(value, setting) for value in values]
     places = {spelt(value, setting): at for at, value in enumerate(values)}
     others = [name for name in table.varied if name != setting]
-    lines = _lines(table.sound, others)
+    lines = _drawn(_lines(table.sound, others))
+    differing = [at for at in range(len(others)) if len({key[at] for key, _ in lines}) > 1]
     named = len(lines) <= NAMED_LINES
     for number, (_, rows) in enumerate(lines):
         points = {places[spelt(row[setting], setting)]: estimate(row, measure) for _, row in rows.iterrows()}
@@ -325,17 +331,23 @@ def _panel(axes: Axes, table: Table, setting: str, measure: str) -> None:
             x, y, yerr=[np.maximum(y - low, 0), np.maximum(high - y, 0)], color=colour, marker="o", capsize=3,
             elinewidth=1.2, linewidth=1.4, alpha=1 if named else 0.45,
             linestyle=figures.DASHES[number % len(figures.DASHES)] if named else "-",
-            label=table.described(rows.iloc[0], others) if others and named else None,
+            label=table.described(rows.iloc[0], [others[at] for at in differing]) if named else None,
         )  # fmt: skip
-    axes.set_xticks(range(len(ticks)), ticks, rotation=0 if max(map(len, ticks)) < 9 else 20)
+    flat = max(map(len, ticks)) < 12
+    axes.set_xticks(range(len(ticks)), ticks, rotation=0 if flat else 20)
     axes.set_xlim(-0.5, len(ticks) - 0.5)
     axes.set_title(table.label(setting))
     axes.margins(y=0.15)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if measure.startswith(("excess", "drift")) else 0)
     if measure in ("wer", "cer"):
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    if others and named and len(lines) > 1:
-        axes.legend(fontsize=7.5)
+    if named and len(lines) > 1:
+        axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.12 if flat else -0.3))
+
+
+def _drawn(lines: Sequence[Line]) -> Sequence[Line]:
+    """The lines that show what a setting does: cells that nothing is to be compared with are left out, unless there are only such."""
+    return [(key, rows) for key, rows in lines if len(rows) > 1] or lines
 
 
 def _in_order(values: pd.Series) -> list[object]:
@@ -345,7 +357,7 @@ def _in_order(values: pd.Series) -> list[object]:
     return sorted(found) if numbers else found
 
 
-def _lines(frame: pd.DataFrame, others: Sequence[str]) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
+def _lines(frame: pd.DataFrame, others: Sequence[str]) -> list[Line]:
     """The cells that agree in ``others``, group by group."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for place, (_, row) in enumerate(frame.iterrows()):
