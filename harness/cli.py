@@ -411,6 +411,8 @@ def _show_study(result: Any, terminal: _Terminal, *, as_json: bool) -> int:
 
     table = studies.read(result.table)
     terminal.out.print(studies.console_table(table))
+    for reason, cells in studies.failures(table).items():
+        terminal.out.print(f"✗ {'; '.join(cells)}: {reason}", soft_wrap=True, markup=False)
     terminal.out.print(f"study: {result.table}", soft_wrap=True)
     failed = sum(row["outcome"] == "failed" for row in result.rows)
     left = sum(row["outcome"] == "not measured" for row in result.rows)

@@ -330,7 +330,7 @@ def _termination_interrupts() -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """An error in a line: what failed, and the last thing that the server had to say."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if len(lines) < 2 else f"{lines[0]} {lines[-1]}"
+    text = lines[0] if len(lines) < 2 else f"{lines[0].partition('. The end of ')[0]}: {lines[-1]}"
     return text if len(text) <= LONGEST_REASON else f"{text[: LONGEST_REASON - 3]}..."
 
 
@@ -344,7 +344,7 @@ def described(study: Study, cell: Cell) -> str:
     """A cell by the settings that vary."""
     parts = {"server": cell.server, "harness": cell.harness}
     named = [(place.partition(".")[2], parts[place.partition(".")[0]]) for place in study.varied]
-    return ", ".join(f"{name} {of[name]}" for name, of in named) or "the only one"
+    return ", ".join(f"{name} {grid.text(of[name])}" for name, of in named) or "the only one"
 
 
 def duration(seconds: float) -> str:

@@ -41,9 +41,13 @@ TITLES = {
     "audio_seconds_per_second": "audio seconds per second",
     "gpu_percent": "GPU busy (%)",
 }
+ACROSS = 2  # panels beside each other
 NAMED_LINES = 6  # more series than these are drawn alike, without a legend
 LONGEST_VALUE = 28
 LISTED = 6  # settings named in a sentence
+
+
+Line = tuple[tuple[str, ...], pd.DataFrame]  # the settings that cells have in common, and the cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +190,7 @@ def console_table(table: Table) -> ConsoleTable:
         made.add_column(name, justify="right")
     for name in ("first", "word p50/p95", "final p50/p95", "excess", "stalls", "err", "CPU %", "pace"):
         made.add_column(name, justify="right", no_wrap=True)
-    made.add_column("", overflow="fold", max_width=60)
+    made.add_column("", no_wrap=True)
     for _, row in table.frame.iterrows():
         made.add_row(
             *(table.shown(row[name], name) for name in table.varied),
@@ -200,6 +204,14 @@ def console_table(table: Table) -> ConsoleTable:
         ]
     )
     return made
+
+
+def failures(table: Table) -> dict[str, list[str]]:
+    """The cells that failed, by their reason."""
+    found: dict[str, list[str]] = {}
+    for _, row in table.frame[table.frame["outcome"] == "failed"].iterrows():
+        found.setdefault(str(row["reason"]), []).append(table.described(row))
+    return found
 
 
 def caveats(table: Table) -> list[str]:
@@ -236,7 +248,7 @@ def _console_state(row: pd.Series) -> Text:
         case "ok":
             return Text("✗ INVALID" if not row["valid"] else "✗ PARTIAL", style="bold red")
         case "failed":
-            return Text(f"✗ FAILED: {row['reason']}", style="red")
+            return Text("✗ FAILED", style="bold red")
         case other:
             return Text(str(other), style="dim")
 
@@ -280,9 +292,10 @@ def by_setting(table: Table, measure: str) -> Figure:
     panels = table.varied or ("study",)
     with matplotlib.rc_context(figures.STYLE):
         figure = Figure(
-            figsize=(max(figures.SIZE[0], 3.4 * min(len(panels), 3)), 3.1 * -(-len(panels) // 3)), layout="constrained"
+            figsize=(max(figures.SIZE[0], 3.4 * min(len(panels), ACROSS)), 3.1 * -(-len(panels) // ACROSS)),
+            layout="constrained",
         )
-        grid = figure.subplots(-(-len(panels) // 3), min(len(panels), 3), sharey=True, squeeze=False)
+        grid = figure.subplots(-(-len(panels) // ACROSS), min(len(panels), ACROSS), sharey=True, squeeze=False)
         places = list(grid.flat)
         for axes, setting in zip(places, panels, strict=False):
             _panel(axes, table, setting, measure)
@@ -298,7 +311,8 @@ def _panel(axes: Axes, table: Table, setting: str, measure: str) -> None:
     ticks = [table.shown(value, setting) for value in values]
     places = {spelt(value, setting): at for at, value in enumerate(values)}
     others = [name for name in table.varied if name != setting]
-    lines = _lines(table.sound, others)
+    lines = _drawn(_lines(table.sound, others))
+    differing = [at for at in range(len(others)) if len({key[at] for key, _ in lines}) > 1]
     named = len(lines) <= NAMED_LINES
     for number, (_, rows) in enumerate(lines):
         points = {places[spelt(row[setting], setting)]: estimate(row, measure) for _, row in rows.iterrows()}
@@ -317,17 +331,23 @@ def _panel(axes: Axes, table: Table, setting: str, measure: str) -> None:
             x, y, yerr=[np.maximum(y - low, 0), np.maximum(high - y, 0)], color=colour, marker="o", capsize=3,
             elinewidth=1.2, linewidth=1.4, alpha=1 if named else 0.45,
             linestyle=figures.DASHES[number % len(figures.DASHES)] if named else "-",
-            label=table.described(rows.iloc[0], others) if others and named else None,
+            label=table.described(rows.iloc[0], [others[at] for at in differing]) if named else None,
         )  # fmt: skip
-    axes.set_xticks(range(len(ticks)), ticks, rotation=0 if max(map(len, ticks)) < 9 else 20)
+    flat = max(map(len, ticks)) < 12
+    axes.set_xticks(range(len(ticks)), ticks, rotation=0 if flat else 20)
     axes.set_xlim(-0.5, len(ticks) - 0.5)
     axes.set_title(table.label(setting))
     axes.margins(y=0.15)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if measure.startswith(("excess", "drift")) else 0)
     if measure in ("wer", "cer"):
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    if others and named and len(lines) > 1:
-        axes.legend(fontsize=7.5)
+    if named and len(lines) > 1:
+        axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.12 if flat else -0.3))
+
+
+def _drawn(lines: Sequence[Line]) -> Sequence[Line]:
+    """The lines that show what a setting does: cells that nothing is to be compared with are left out, unless there are only such."""
+    return [(key, rows) for key, rows in lines if len(rows) > 1] or lines
 
 
 def _in_order(values: pd.Series) -> list[object]:
@@ -337,7 +357,7 @@ def _in_order(values: pd.Series) -> list[object]:
     return sorted(found) if numbers else found
 
 
-def _lines(frame: pd.DataFrame, others: Sequence[str]) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
+def _lines(frame: pd.DataFrame, others: Sequence[str]) -> list[Line]:
     """The cells that agree in ``others``, group by group."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for place, (_, row) in enumerate(frame.iterrows()):
@@ -425,10 +445,10 @@ def conclude(table: Table, bound_seconds: float) -> list[str]:
 
 def _set_aside(table: Table) -> list[str]:
     """What does not count, and why."""
-    failed = table.frame[table.frame["outcome"] == "failed"]
-    said = [f"Failed: {table.described(row)}: {row['reason']}" for _, row in failed.head(LISTED).iterrows()]
-    if len(failed) > LISTED:
-        said.append(f"... and {len(failed) - LISTED} more failed.")
+    said = [
+        f"Failed: {cells[0]}{f' and {len(cells) - 1} more' if len(cells) > 1 else ''}: {reason}"
+        for reason, cells in list(failures(table).items())[:LISTED]
+    ]
     if invalid := len(table.measured) - len(table.sound):
         said.append(
             f"{invalid} cells are invalid or incomplete and do not count (earmark study --retry measures them again)."

@@ -138,8 +138,7 @@ def test_a_study_of_little_is_drawn_and_concluded_all_the_same(tmp_path: Path, r
 def test_effects_compare_cells_that_agree_in_all_else(tmp_path: Path) -> None:
     rows = [cell(seqs(8, 1), (0.1, 0.1, 0.1)), cell(seqs(32, 1), (0.2, 0.2, 0.2)),
             cell(seqs(8, 4), (0.4, 0.4, 0.4)), cell(seqs(32, 4), (0.9, 0.9, 0.9)), failed(seqs(8, 16), "why")]  # fmt: skip
-    effects = studies.effects(table(tmp_path, rows)).to_dict("records")
-    found = {(effect["setting"], effect["from"], effect["to"]): effect for effect in effects}
+    found = studies.effects(table(tmp_path, rows)).set_index(["setting", "from", "to"]).to_dict("index")
     step = found["max-num-seqs", "8", "32"]
     assert step["pairs"] == 2
     assert step["word latency p95 (s)"] == "+0.300 (+0.100 .. +0.500)"
