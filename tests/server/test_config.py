@@ -50,6 +50,15 @@ DEFAULTS_OF_THE_SPEC = {
     "STT_SEGMENT_SECONDS": ("segment_seconds", 60.0),
     "STT_SEGMENT_OVERLAP_SECONDS": ("segment_overlap_seconds", 0.8),
     "STT_MAX_BACKLOG_SECONDS": ("max_backlog_seconds", 5.0),
+    "VOXTRAL_MODEL_DIR": ("model_dir", "models/voxtral"),
+    "VLLM_DTYPE": ("dtype", "auto"),
+    "VLLM_GPU_MEMORY_UTILIZATION": ("gpu_memory_utilization", 0.92),
+    "VLLM_MAX_MODEL_LEN": ("max_model_len", 1024),
+    "VLLM_KV_CACHE_DTYPE": ("kv_cache_dtype", "auto"),
+    "VLLM_CALCULATE_KV_SCALES": ("calculate_kv_scales", False),
+    "VLLM_COMPILATION_CONFIG": ("compilation_config", '{"cudagraph_mode":"PIECEWISE"}'),
+    "VLLM_DISABLE_COMPILE_CACHE": ("disable_compile_cache", True),
+    "SHOW_VLLM_LOGS": ("show_vllm_logs", False),
 }
 
 
@@ -116,16 +125,17 @@ BAD = {
     "vad": ["perhaps"],
     "uniform_delay": ["perhaps"],
     "allow_untrained_delay": ["perhaps"],
-    "dtype": ["float8", "int4"],
-    "gpu_memory_utilization": ["0", "1.1", "-0.5", "most", "nan"],
-    "max_model_len": ["399", "0", "long"],
-    "max_num_seqs": ["-1", "all"],
-    "max_num_batched_tokens": ["-1", "all"],
+    "dtype": ["int8", "fp16"],
+    "gpu_memory_utilization": ["0", "1.1", "all", "nan"],
+    "max_model_len": ["100", "long"],
+    "max_num_seqs": ["-1", "many"],
+    "max_num_batched_tokens": ["-1", "many"],
     "enforce_eager": ["perhaps"],
+    "kv_cache_dtype": ["int3"],
     "calculate_kv_scales": ["perhaps"],
     "disable_compile_cache": ["perhaps"],
-    "quantization": ["int3"],
-    "load_format": ["gguf"],
+    "quantization": ["gptq"],
+    "load_format": ["safetensors"],
     "show_vllm_logs": ["perhaps"],
     "idle_timeout_s": ["soon", "nan", "inf", "5s"],
     "max_connection_duration_s": ["soon", "nan", "inf"],
@@ -145,7 +155,7 @@ BAD = {
     "log_format": ["xml"],
 }
 ANY_TEXT = {"host", "api_key", "api_keys", "model_id", "served_model_name", "script", "backends", "backend_api_key"}
-ANY_TEXT |= {"model_dir", "kv_cache_dtype", "compilation_config"}  # read by the vllm engine, which complains itself
+ANY_TEXT |= {"model_dir", "compilation_config"}  # read by the vllm engine, which complains itself
 
 
 def test_every_setting_is_either_text_or_in_the_table() -> None:
