@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import wave
 from collections.abc import Sequence
 
@@ -11,10 +12,18 @@ from server.engines.base import UnsupportedError
 SAMPLE_RATE = 16000
 SAMPLE_BYTES = 2
 
+_MOST_TEXT = 64
+_MOST_TEXT_PER_SECOND = 25
+
 
 def seconds_of(pcm: bytes) -> float:
     """How long it lasts."""
     return len(pcm) / (SAMPLE_RATE * SAMPLE_BYTES)
+
+
+def most_text_tokens(pcm: bytes) -> int:
+    """More tokens of text than this are not what was said in a recording, but a model that runs in circles."""
+    return _MOST_TEXT + math.ceil(_MOST_TEXT_PER_SECOND * seconds_of(pcm))
 
 
 def check_samples(pcm: bytes) -> None:

@@ -74,7 +74,8 @@ def weights(shape: Shape) -> Tensors:
         in_encoder = "whisper_encoder" in name
         if "ada_rms" in name or (in_encoder and ".w3." in name):
             continue
-        tensors[name] = tensor
+        sharp = re.match(r"layers\.\d+\.attention\.w[qo]", name)
+        tensors[name] = tensor * np.float32(3) if sharp else tensor  # or what it says depends on its last words alone
         if in_encoder and re.search(r"norm\.weight$|\.w1\.weight$", name):
             bias = 0.1 * random.standard_normal(len(tensor))
             tensors[name.removesuffix("weight") + "bias"] = bias.astype(np.float32)

@@ -13,13 +13,13 @@ from server.engines.base import (
     Answer,
     ChatInfo,
     EngineError,
-    OverloadedError,
     Sampling,
     TooLongError,
     Transcription,
     UnsupportedError,
 )
-from server.engines.recordings import check_question, check_samples, seconds_of, wav_of
+from server.engines.calls import STOPPED, Calls
+from server.engines.recordings import check_question, check_samples, most_text_tokens, seconds_of, wav_of
 from server.engines.vllm import internals, snapshot
 from server.engines.vllm.internals import PIECE_SECONDS, PIECE_TOKENS, Prompt, Said, WholeFiles
 from server.engines.vllm.settings import ChatSettings
@@ -37,17 +37,11 @@ MOST_AUDIOS = 5
 _LEAST_TEXT_PER_SECOND = 5
 """Tokens of the model that a second of audio must leave for its text: of 32768, half an hour does."""
 
-_MOST_TEXT = 64
-_MOST_TEXT_PER_SECOND = 25
-"""More tokens of text than this are not what was said, but a model that runs in circles."""
-
 _FRAMING_TOKENS = 32
 """What a transcription's prompt has beside its audio, at most."""
 
 _LONGEST_TOKEN = 64
 """Characters. A question longer than this many times the model's length need not be tokenized to be too long."""
-
-STOPPED = "the chat engine is stopped"
 
 
 class VllmChatEngine:
@@ -57,8 +51,7 @@ class VllmChatEngine:
         self._settings = settings
         self._model = snapshot.model_name(settings.model_dir, settings.model_id)
         self._core: WholeFiles | None = None
-        self._requests: set[asyncio.Task[tuple[Said, Usage]]] = set()
-        self._refused = 0
+        self._calls = Calls(settings.max_num_seqs + settings.waiting)
 
     @property
     def info(self) -> ChatInfo:
@@ -74,8 +67,8 @@ class VllmChatEngine:
     def metrics(self) -> dict[str, float]:
         core = self._core
         return {
-            "requests": len(self._requests),
-            "refused": self._refused,
+            "requests": len(self._calls),
+            "refused": self._calls.refused,
             "failed": float(core is not None and core.failed),
             "core_unfinished": core.unfinished if core else 0,
             "core_unread_tokens": core.unread_tokens if core else 0,
@@ -97,6 +90,7 @@ class VllmChatEngine:
         internals.prepare_environment(settings)
         internals.import_vllm()
         self._core = WholeFiles.start(settings)
+        self._calls.open()
         try:
             await self.transcribe(bytes(3200))  # so that the first client does not wait for what is made on first use
         except EngineError as error:
@@ -109,10 +103,7 @@ class VllmChatEngine:
         core, self._core = self._core, None
         if core is None:
             return
-        requests = list(self._requests)
-        for request in requests:
-            request.cancel()
-        await asyncio.gather(*requests, return_exceptions=True)
+        await self._calls.close()
         await asyncio.to_thread(core.stop)
 
     # ---- what it is asked
@@ -120,7 +111,7 @@ class VllmChatEngine:
     async def transcribe(self, pcm: bytes, language: str | None = None, temperature: float = 0.0) -> Transcription:
         """See ``ChatEngine``."""
         seconds = seconds_of(pcm)
-        sampling = Sampling(temperature, 1.0, _MOST_TEXT + math.ceil(_MOST_TEXT_PER_SECOND * seconds))
+        sampling = Sampling(temperature, 1.0, most_text_tokens(pcm))
         language = _check_language(language)
         check_samples(pcm)
         if not pcm:
@@ -152,10 +143,6 @@ class VllmChatEngine:
         if core is None:
             raise EngineError(STOPPED)
         _check_room(core, sum(map(_tokens_of, audios)), audios, least_tokens)  # before anything is done with the audio
-        settings = self._settings
-        if len(self._requests) >= settings.max_num_seqs + settings.waiting:
-            self._refused += 1
-            raise OverloadedError(f"{len(self._requests)} requests are under way already; try again later")
 
         async def said() -> tuple[Said, Usage]:
             prompt = await asyncio.to_thread(make, core)
@@ -163,16 +150,8 @@ class VllmChatEngine:
             said = await core.say(prompt, sampling.temperature, sampling.top_p, min(sampling.max_tokens, room))
             return said, Usage(len(prompt.tokens), said.tokens)
 
-        request = asyncio.create_task(said())  # a task of its own, so that ``stop`` can end it and not its caller
-        self._requests.add(request)
-        request.add_done_callback(self._requests.discard)
         try:
-            return await request
-        except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if self._core is None and not (caller and caller.cancelling()):
-                raise EngineError(STOPPED) from None
-            raise
+            return await self._calls.run(said)
         except internals.CoreDiedError as error:
             raise EngineError(f"vLLM's engine process died: {error}") from error
 

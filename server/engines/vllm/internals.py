@@ -532,12 +532,10 @@ class WholeFiles:
         if prompt.recordings:
             tokens["multi_modal_data"] = {"audio": [(samples, SAMPLE_RATE) for samples in prompt.recordings]}
         self._requests += 1
-        final = None
         try:
             parsed = parse_model_prompt(self._engine.model_config, tokens)
             (rendered,) = await self._engine.renderer.render_cmpl_async([parsed])
-            async for final in self._engine.generate(rendered, sampling, f"w{self._requests}"):
-                pass
+            outputs = [said async for said in self._engine.generate(rendered, sampling, f"w{self._requests}")]
         except EngineDeadError as error:
             raise CoreDiedError(str(error)) from error
         except VLLMClientError as error:
@@ -545,9 +543,9 @@ class WholeFiles:
         except EngineGenerateError as error:
             cause = error.__cause__ or error
             raise EngineError(f"vLLM failed: {type(cause).__name__}: {str(cause)[:300]}") from error
-        if final is None or final.outputs[0].finish_reason not in ("stop", "length"):
-            raise EngineError(f"vLLM ended the request: {final and final.outputs[0].finish_reason}")
-        output = final.outputs[0]
+        if not outputs or outputs[-1].outputs[0].finish_reason not in ("stop", "length"):
+            raise EngineError(f"vLLM ended the request: {outputs and outputs[-1].outputs[0].finish_reason}")
+        output = outputs[-1].outputs[0]
         return Said(output.text, len(output.token_ids), output.finish_reason == "length")
 
     def stop(self) -> None:

@@ -13,6 +13,8 @@ from server.engines.vllm.delays import check_ms
 LEAST_MODEL_LEN = 400
 """Below this a segment would be shorter than the margins that rolling needs."""
 
+CHAT_MODEL = "mistralai/Voxtral-Mini-3B-2507"
+
 LEAST_CHAT_MODEL_LEN = 1024
 """One recording of 30 seconds is 375 tokens; below this there is no room for a question and an answer about two."""
 
@@ -95,7 +97,7 @@ class ChatSettings:
     """How Voxtral Mini 3B is served. ``waiting`` is how many requests may wait behind the ``max_num_seqs`` that are worked on."""
 
     model_dir: Path
-    model_id: str = "mistralai/Voxtral-Mini-3B-2507"
+    model_id: str = CHAT_MODEL
     dtype: str = "auto"
     gpu_memory_utilization: float = 0.3
     max_model_len: int = 32768
