@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--streams", default="1,4,16,32")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--checkpoint", type=Path, help="default: a tiny one, two thirds of whose tokens are silent")
+    parser.add_argument("--checkpoint", type=Path, help="default: a tiny one, some of whose tokens are silent")
     options = parser.parse_args()
     cells = [
         (int(count), spread)
@@ -252,7 +252,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="earmark-vllm-") as name:
         folder = Path(name)
         name_vllm(folder)
-        checkpoint = options.checkpoint or make(folder / "tiny", Shape(words=6, silent=13))
+        checkpoint = options.checkpoint or make(folder / "tiny", Shape(words=32, silent=13))
         rows: dict[str, list[Row]] = {}
         for server_name in ("vllm", "earmark"):
             with serving(server_name, checkpoint, folder) as server:

@@ -20,7 +20,7 @@ from tests.vllm.streams import Listener, begin, running, send, transcribe, until
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 SLOTS = len(DELAYS_MS) * len(SEEDS)
-WAITING_SECONDS = 10.0
+WAITING_SECONDS = 5.0
 Reference = dict[tuple[int, int], list[int]]
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +163,7 @@ class VllmEngine:
         self._openings: dict[int, internals.Opening] = {}
         self._running: dict[str, _Stream] = {}
         self._waiting: deque[_Stream] = deque()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._receiver: asyncio.Task[None] | None = None
         self._held = ExitStack()
         self._started = False
         self._failure = ""
@@ -236,8 +236,10 @@ class VllmEngine:
         )
         log.info("vLLM is ready (%s)\n%s", self.core.dtype, tuning.Tuned(self.settings, (*tuned.choices, kept)).table())
         self._started = True
-        self._tasks = [asyncio.create_task(self._supervise(work())) for work in (self.core.send, self._receive)]
+        self._receiver = asyncio.create_task(self._supervise())
         await self._warm_up()
+        gc.collect()
+        gc.freeze()  # what vLLM and torch brought stays for ever: no collection need look at it again
 
     async def _warm_up(self) -> None:
         """Hear a little silence, so that the first client does not wait for what is made on first use."""
@@ -260,16 +262,16 @@ class VllmEngine:
         if not self._started:
             return
         self._started = False
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        if self._receiver is not None:
+            self._receiver.cancel()
+            await asyncio.wait([self._receiver])
         self._fail_all(STOPPED)
         await asyncio.to_thread(self.core.stop)
         self._held.close()
 
-    async def _supervise(self, work: Awaitable[None]) -> None:
+    async def _supervise(self) -> None:
         try:
-            await work
+            await self._receive()
         except internals.CoreDiedError as error:
             self._die(f"vLLM's engine process died: {error}")
         except Exception as error:

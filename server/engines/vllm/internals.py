@@ -7,7 +7,6 @@ the token that comes back goes straight to its stream. The model itself is descr
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -15,7 +14,6 @@ import logging
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,6 +208,8 @@ class Core:
 
     def __init__(self, client: Any, config: Any) -> None:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
+        from vllm.v1.engine import EngineCoreRequestType
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         self.tokenizer = Tokenizer(config.model_config)
         self.figures = Figures()
@@ -222,8 +222,8 @@ class Core:
             temperature=0.0, max_tokens=1, output_kind=RequestOutputKind.DELTA, detokenize=False, skip_clone=True
         )
         self._make_request = _request_maker(self._sampling)
-        self._outbox: deque[Any] = deque()
-        self._filled = asyncio.Event()
+        self._add, self._abort = EngineCoreRequestType.ADD, EngineCoreRequestType.ABORT
+        self._dead_error = EngineDeadError
 
     @classmethod
     def start(cls, settings: VllmSettings, directory: Path) -> Core:
@@ -279,37 +279,18 @@ class Core:
 
     def step(self, request: str, number: int, tokens: Sequence[int], frame: Samples) -> None:
         """Hear one more frame behind the tokens, say one token."""
-        self._put(self._make_request(request, number, tokens, frame))
+        self._send(self._add, self._make_request(request, number, tokens, frame))
 
     def abort(self, request: str) -> None:
         """Forget the request and free what it holds. This is also how a stream ends that has said all."""
-        self._put(request)
+        self._send(self._abort, [request])
 
-    def _put(self, item: Any) -> None:
-        self._outbox.append(item)
-        self._filled.set()
-
-    async def send(self) -> None:
-        """Pass on what ``step`` and ``abort`` were given, for ever.
-
-        Raises:
-            CoreDiedError: the process is gone.
-        """
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        client, outbox = self._client, self._outbox
+    def _send(self, kind: Any, content: Any) -> None:
+        """What ``add_request_async`` and ``abort_requests_async`` do, without a task that waits: the socket queues, in order, by itself."""
         try:
-            while True:
-                await self._filled.wait()
-                self._filled.clear()
-                while outbox:
-                    item = outbox.popleft()
-                    if isinstance(item, str):
-                        await client.abort_requests_async([item])
-                    else:
-                        await client.add_request_async(item)
-        except EngineDeadError as error:
-            raise CoreDiedError(str(error)) from error
+            self._client._send_input(kind, content)
+        except self._dead_error:
+            log.debug("the engine process is gone; receive says so too")
 
     async def receive(self) -> list[Heard]:
         """The next answers.
@@ -317,11 +298,9 @@ class Core:
         Raises:
             CoreDiedError: the process is gone.
         """
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         try:
             outputs = await self._client.get_output_async()
-        except EngineDeadError as error:
+        except self._dead_error as error:
             raise CoreDiedError(str(error)) from error
         stats = outputs.scheduler_stats
         if stats is not None:
