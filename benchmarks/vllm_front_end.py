@@ -252,7 +252,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="earmark-vllm-") as name:
         folder = Path(name)
         name_vllm(folder)
-        checkpoint = options.checkpoint or make(folder / "tiny", Shape(words=32, silent=13))
+        checkpoint = options.checkpoint or make(folder / "tiny", Shape(words=12, silent=13))
         rows: dict[str, list[Row]] = {}
         for server_name in ("vllm", "earmark"):
             with serving(server_name, checkpoint, folder) as server:

@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     enforce_eager: bool | None = _setting(
         None, "VLLM_ENFORCE_EAGER", help="vllm: no compilation and no CUDA graphs; by default only on a CPU"
     )
-    kv_cache_dtype: str = _setting(
+    kv_cache_dtype: Literal["auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"] = _setting(
         "auto", "VLLM_KV_CACHE_DTYPE", help="vllm: auto, or fp8 where the attention backend accepts it"
     )
     calculate_kv_scales: bool = _setting(

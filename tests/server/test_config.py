@@ -50,6 +50,15 @@ DEFAULTS_OF_THE_SPEC = {
     "STT_SEGMENT_SECONDS": ("segment_seconds", 60.0),
     "STT_SEGMENT_OVERLAP_SECONDS": ("segment_overlap_seconds", 0.8),
     "STT_MAX_BACKLOG_SECONDS": ("max_backlog_seconds", 5.0),
+    "VOXTRAL_MODEL_DIR": ("model_dir", "models/voxtral"),
+    "VLLM_DTYPE": ("dtype", "auto"),
+    "VLLM_GPU_MEMORY_UTILIZATION": ("gpu_memory_utilization", 0.92),
+    "VLLM_MAX_MODEL_LEN": ("max_model_len", 1024),
+    "VLLM_KV_CACHE_DTYPE": ("kv_cache_dtype", "auto"),
+    "VLLM_CALCULATE_KV_SCALES": ("calculate_kv_scales", False),
+    "VLLM_COMPILATION_CONFIG": ("compilation_config", '{"cudagraph_mode":"PIECEWISE"}'),
+    "VLLM_DISABLE_COMPILE_CACHE": ("disable_compile_cache", True),
+    "SHOW_VLLM_LOGS": ("show_vllm_logs", False),
 }
 
 
@@ -111,6 +120,20 @@ BAD = {
     "sphinx_workers": ["-1", "many"],
     "sphinx_maxhmmpf": ["-1", "x"],
     "vad": ["perhaps"],
+    "uniform_delay": ["perhaps"],
+    "allow_untrained_delay": ["perhaps"],
+    "dtype": ["int8", "fp16"],
+    "gpu_memory_utilization": ["0", "1.1", "all", "nan"],
+    "max_model_len": ["100", "long"],
+    "max_num_seqs": ["-1", "many"],
+    "max_num_batched_tokens": ["-1", "many"],
+    "enforce_eager": ["perhaps"],
+    "kv_cache_dtype": ["int3"],
+    "calculate_kv_scales": ["perhaps"],
+    "disable_compile_cache": ["perhaps"],
+    "quantization": ["gptq"],
+    "load_format": ["safetensors"],
+    "show_vllm_logs": ["perhaps"],
     "chat_engine": ["nano", "sphinx"],
     "chat_max_num_seqs": ["0", "-1", "many"],
     "chat_max_model_len": ["1023", "0", "long"],
@@ -132,12 +155,8 @@ BAD = {
     "log_level": ["loud", "notset"],
     "log_format": ["xml"],
 }
-ANY_TEXT = {"host", "api_key", "api_keys", "model_id", "served_model_name", "script"} | {
-    "chat_model_dir",
-    "chat_model_id",
-    "chat_url",
-    "chat_api_key",
-}
+ANY_TEXT = {"host", "api_key", "api_keys", "model_id", "served_model_name", "script", "model_dir", "compilation_config"}
+ANY_TEXT |= {"chat_model_dir", "chat_model_id", "chat_url", "chat_api_key"}
 
 
 def test_every_setting_is_either_text_or_in_the_table() -> None:
@@ -160,7 +179,7 @@ def test_a_bad_setting_is_refused_with_its_name_and_value(setting: Any, field: s
         (field, value)
         for field, values in BAD.items()
         for value in values
-        if Settings.model_fields[field].annotation is not bool  # those flags take no value
+        if Settings.model_fields[field].annotation not in (bool, bool | None)  # those flags take no value
     ],
 )
 def test_a_bad_flag_is_refused_with_its_name_and_value(setting: Any, field: str, value: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -10,7 +11,10 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
+
 START_SECONDS = 120.0
+STOP_SECONDS = 5.0
 MODEL = "mini"
 
 
@@ -56,10 +60,14 @@ class VllmServer:
         raise AssertionError(f"vLLM's server does not answer:\n{self._log.read_text()[-3000:]}")
 
     def stop(self) -> None:
-        """End it in any case."""
+        """End it in any case, and the engine process that it has started."""
+        engines = psutil.Process(self._process.pid).children() if self._process.poll() is None else []
         self._process.terminate()
         try:
-            self._process.wait(20)
+            self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(20)
+            self._process.wait(STOP_SECONDS)
+        for engine in engines:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                engine.kill()

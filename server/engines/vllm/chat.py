@@ -104,7 +104,7 @@ class VllmChatEngine:
         if core is None:
             return
         await self._calls.close()
-        await asyncio.to_thread(core.stop)
+        await core.stop()
 
     # ---- what it is asked
 

@@ -7,6 +7,7 @@ the token that comes back goes straight to its stream. The model itself is descr
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -527,9 +528,11 @@ class WholeFiles:
         output = outputs[-1].outputs[0]
         return Said(output.text, len(output.token_ids), output.finish_reason == "length")
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """End the process."""
-        self._engine.shutdown()
+        context = self._engine.engine_core.ctx
+        await asyncio.to_thread(self._engine.shutdown)  # which has this loop close its sockets
+        await asyncio.to_thread(getattr(context, "_shadow_obj", context).destroy, 0)  # vLLM leaves it to the collector
 
 
 def _prompt(encoded: Any) -> Prompt:
