@@ -33,7 +33,7 @@ from server.engines.openai_chat import OpenAiChatEngine, OpenAiChatSettings
 PCM = bytes(range(200)) * 16
 MODELS = {"object": "list", "data": [{"id": "mini", "object": "model"}, {"id": "other", "object": "model"}]}
 TEXT = {"text": " hello there", "usage": {"type": "duration", "seconds": 1}}
-COMPLETION = {
+COMPLETION: dict[str, Any] = {
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "A greeting."}, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 390, "completion_tokens": 4, "total_tokens": 394},
 }
@@ -108,7 +108,7 @@ async def running(backend: Backend, **settings: Any) -> AsyncIterator[OpenAiChat
 
 def samples(file: bytes) -> bytes:
     with wave.open(io.BytesIO(file)) as reader:
-        return reader.readframes(reader.getnframes())
+        return bytes(reader.readframes(reader.getnframes()))
 
 
 def form(headers: dict[str, str], body: bytes) -> dict[str, bytes]:
@@ -159,7 +159,7 @@ async def test_a_question_goes_behind_its_recordings(backend: Backend) -> None:
 
 
 async def test_an_answer_that_ends_at_its_limit_is_said_to_be_cut(backend: Backend) -> None:
-    choice = COMPLETION["choices"][0] | {"finish_reason": "length"}  # type: ignore[operator, index]
+    choice = COMPLETION["choices"][0] | {"finish_reason": "length"}
     backend.says("/v1/chat/completions", 200, {"choices": [choice]})
     async with running(backend) as engine:
         assert await engine.answer("?", [], Sampling()) == Answer("A greeting.", Usage(), cut=True)
