@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def install_vllm(session: nox.Session, *, cuda: bool) -> Path:
 def install_to_run(session: nox.Session, extras: str) -> Path:
     """Install what the session's options need: vLLM is large, and only for those who ask for it."""
     options = " ".join(session.posargs)
-    if "--engine vllm" in options or "--engine=vllm" in options:
+    if re.search(r"--(chat-)?engine[ =]vllm", options):
         return install_vllm(session, cuda=shutil.which("nvidia-smi") is not None)
     install(session, extras)
     return PROGRAMS

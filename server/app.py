@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -28,13 +28,15 @@ from server.core.voice import VoiceDetector
 from server.endpoints.auth import Keys
 from server.endpoints.ops import ops_routes, project_version
 from server.endpoints.websocket import Service, envelope_routes, realtime_routes
-from server.engines.base import Engine, EngineError
+from server.engines.base import ChatEngine, Engine, EngineError, EngineInfo
 from server.metrics import Metrics
 from server.protocols.base import Served
 from server.protocols.realtime import RealtimeDialect
 from server.protocols.yap import YapDialect
 
 _log = structlog.get_logger("earmark")
+
+_CUDA_DEVICE = Path("/dev/nvidiactl")
 
 _SEGMENT_MARGIN_SECONDS = 10.0
 """Left free below an engine's longest segment: the last seconds of an utterance may exceed the target length."""
@@ -103,7 +105,7 @@ def _no_vllm_because(settings: Settings) -> str:
     from server.engines.vllm import snapshot
     from server.engines.vllm.internals import installed
 
-    if not Path("/dev/nvidiactl").exists():
+    if not _CUDA_DEVICE.exists():
         return "there is no CUDA device"
     if (installed() or ("", ""))[0] != "vllm":
         return "vLLM is not installed"
@@ -143,10 +145,68 @@ def _vllm(settings: Settings) -> Engine:
         raise ConfigError(f"--engine=vllm: {error}") from None
 
 
-def build_app(settings: Settings, engine: Engine, keys: Keys) -> tuple[FastAPI, Service]:
-    """The application over an engine that is started by whoever runs it."""
+def build_chat_engine(settings: Settings, beside: EngineInfo) -> ChatEngine | None:
+    """The chat engine that the settings ask for, not started, and to run beside an engine.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    try:
+        match settings.chat_engine:
+            case "none":
+                return None
+            case "remote":
+                from server.engines.openai_chat import OpenAiChatEngine, OpenAiChatSettings
+
+                return OpenAiChatEngine(
+                    OpenAiChatSettings(
+                        settings.chat_url, settings.chat_model_id, settings.chat_api_key, settings.chat_max_num_seqs
+                    )
+                )
+            case "vllm":
+                if beside.name == "vllm" and _CUDA_DEVICE.exists():
+                    _check_gpu_shares(settings)
+                return _vllm_chat(settings)
+    except EngineError as error:
+        raise ConfigError(f"--chat-engine={settings.chat_engine}: {error}") from None
+
+
+def _check_gpu_shares(settings: Settings) -> None:
+    both = settings.gpu_memory_utilization + settings.chat_gpu_memory_utilization
+    if both > 1:
+        raise ConfigError(
+            f"--gpu-memory-utilization={settings.gpu_memory_utilization:g} and "
+            f"--chat-gpu-memory-utilization={settings.chat_gpu_memory_utilization:g} are more than one GPU has: "
+            "together they may be 1"
+        )
+
+
+def _vllm_chat(settings: Settings) -> ChatEngine:
+    from server.engines.vllm.chat import VllmChatEngine
+    from server.engines.vllm.settings import CHAT_MODEL, ChatSettings
+
+    return VllmChatEngine(
+        ChatSettings(
+            model_dir=Path(settings.chat_model_dir),
+            model_id=settings.chat_model_id or CHAT_MODEL,
+            dtype=settings.dtype,
+            gpu_memory_utilization=settings.chat_gpu_memory_utilization,
+            max_model_len=settings.chat_max_model_len,
+            max_num_seqs=settings.chat_max_num_seqs,
+            enforce_eager=settings.enforce_eager,
+            disable_compile_cache=settings.disable_compile_cache,
+            load_format=settings.load_format,
+            show_vllm_logs=settings.show_vllm_logs,
+        )
+    )
+
+
+def build_app(
+    settings: Settings, engine: Engine, keys: Keys, chat: ChatEngine | None = None
+) -> tuple[FastAPI, Service]:
+    """The application over engines that are started by whoever runs it."""
     voice = _voice_factory() if settings.vad else None
-    service = Service(engine, keys, Metrics(), voice)
+    service = Service(engine, keys, Metrics(), voice, chat)
     info = engine.info
     models = list(dict.fromkeys(filter(None, (settings.served_model_name, info.model, settings.model_id))))
     delays = {round(delay * 1000) for delay in info.delays_seconds}
@@ -307,15 +367,17 @@ async def run(settings: Settings) -> None:
         keys = [secrets.token_urlsafe(24)]
         print(f"No VOXTRAL_API_KEY is set. The key of this run: {keys[0]}", file=sys.stderr, flush=True)
     engine, reason = build_engine(settings)
-    app, service = build_app(settings, engine, Keys(keys))
+    chat = build_chat_engine(settings, engine.info)
+    app, service = build_app(settings, engine, Keys(keys), chat)
     _log.info("starting engine", engine=engine.info.name, reason=reason, model=engine.info.model)
-    listener = _bind(settings.host, settings.port)
-    try:
+    async with AsyncExitStack() as started:
+        listener = started.enter_context(_bind(settings.host, settings.port))
         await engine.start()
-    except BaseException:
-        listener.close()
-        raise
-    try:
+        started.push_async_callback(engine.stop)
+        if chat is not None:
+            _log.info("starting chat engine", engine=chat.info.name, model=chat.info.model or settings.chat_url)
+            await chat.start()
+            started.push_async_callback(chat.stop)
         loop = asyncio.get_running_loop()
         config = uvicorn.Config(
             app,
@@ -336,8 +398,6 @@ async def run(settings: Settings) -> None:
             await serving
         finally:
             announcing.cancel()
-    finally:
-        await engine.stop()
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -171,6 +171,45 @@ class Settings(BaseSettings):
     )
     show_vllm_logs: bool = _setting(False, "SHOW_VLLM_LOGS", help="vllm: its own log from level info on")
 
+    # what hears whole files
+    chat_engine: Literal["none", "vllm", "remote"] = _setting(
+        "none",
+        "EARMARK_CHAT_ENGINE",
+        help="what transcribes whole files and answers questions about them: vllm (Voxtral Mini 3B in process), "
+        "remote (an OpenAI-compatible server)",
+    )
+    chat_model_dir: str = _setting(
+        "models/voxtral-mini-3b",
+        "EARMARK_CHAT_MODEL_DIR",
+        help="chat engine vllm: the model's files; fetched there (HF_TOKEN) when incomplete",
+    )
+    chat_model_id: str = _setting(
+        "",
+        "EARMARK_CHAT_MODEL_ID",
+        help="chat engine: model, as the hub or the remote server names it; by default "
+        "mistralai/Voxtral-Mini-3B-2507, or the first that the remote server lists",
+    )
+    chat_url: str = _setting(
+        "http://127.0.0.1:8000", "EARMARK_CHAT_URL", help="chat engine remote: the server's URL, with or without /v1"
+    )
+    chat_api_key: str = _setting("", "EARMARK_CHAT_API_KEY", help="chat engine remote: the server's key")
+    chat_max_num_seqs: int = _setting(
+        16, "EARMARK_CHAT_MAX_NUM_SEQS", help="chat engine: requests worked on at once", ge=1
+    )
+    chat_max_model_len: int = _setting(
+        32768,
+        "EARMARK_CHAT_MAX_MODEL_LEN",
+        help="chat engine vllm: tokens of one request at most; 12.5 are a second of audio",
+        ge=1024,
+    )
+    chat_gpu_memory_utilization: float = _setting(
+        0.3,
+        "EARMARK_CHAT_GPU_MEMORY_UTILIZATION",
+        help="chat engine vllm: share of the GPU's memory to use, beside that of the vllm engine",
+        gt=0,
+        le=1,
+    )
+
     # limits of the envelope surface
     idle_timeout_s: OptionalSeconds = _setting(
         150.0, "WS_IDLE_TIMEOUT_S", help="close a connection idle for so long; 0 or off: never"

@@ -51,3 +51,4 @@ class Metrics:
             "event_loop_delay_seconds", "How much later than asked the event loop woke up", _LOOP
         )
         self.engine = gauge("engine", "Figures of the engine at the moment", "figure")
+        self.chat = gauge("chat", "Figures of the chat engine at the moment", "figure")

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 
 from server.endpoints.auth import bearer_key
 from server.endpoints.websocket import Service
-from server.engines.base import EngineInfo
+from server.engines.base import ChatEngine, EngineInfo
 
 _STARTED = int(time.time())
 
@@ -57,6 +57,7 @@ def ops_routes(service: Service, models: list[str], *, require_key: bool = False
             "model": models[0],
             "connections": len(service.connections),
             **{f"engine_{figure}": value for figure, value in service.engine.metrics().items()},
+            "chat": _chat_status(service.chat),
         }
         return JSONResponse(body, 200 if status == "healthy" else 503)
 
@@ -72,6 +73,8 @@ def ops_routes(service: Service, models: list[str], *, require_key: bool = False
     async def metrics() -> Response:
         for figure, value in service.engine.metrics().items():
             service.metrics.engine.labels(figure).set(value)
+        for figure, value in service.chat.metrics().items() if service.chat else ():
+            service.metrics.chat.labels(figure).set(value)
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/v1/models")
@@ -88,6 +91,15 @@ def _status(service: Service) -> str:
     if service.engine.metrics().get("failed"):
         return "engine_failed"
     return "draining" if service.draining else "healthy"
+
+
+def _chat_status(chat: ChatEngine | None) -> dict[str, object] | None:
+    """The chat engine beside the one that streams, which its death does not concern."""
+    if chat is None:
+        return None
+    figures = chat.metrics()
+    status = "engine_failed" if figures.get("failed") else "healthy"
+    return {"status": status, "engine": chat.info.name, "model": chat.info.model, **figures}
 
 
 def _model_list(info: EngineInfo, models: list[str]) -> dict[str, object]:

@@ -16,7 +16,7 @@ from server.connection import Connection, Surface
 from server.core.limits import Admission
 from server.core.voice import VoiceDetector
 from server.endpoints.auth import Keys, bearer_key, envelope_key
-from server.engines.base import Engine
+from server.engines.base import ChatEngine, Engine
 from server.metrics import Metrics
 from server.protocols import yap
 from server.protocols.base import Close, Reply
@@ -67,12 +67,13 @@ def _closed_by_the_server() -> Iterator[None]:
 
 @dataclass(slots=True)
 class Service:
-    """What all WebSocket paths share: engine, keys, metrics, and who is inside."""
+    """What all paths share: engines, keys, metrics, and who is inside."""
 
     engine: Engine
     keys: Keys
     metrics: Metrics
     voice: Callable[[], VoiceDetector] | None = None
+    chat: ChatEngine | None = None
     connections: set[Connection] = field(default_factory=set)
     draining: bool = False
 

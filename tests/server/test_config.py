@@ -137,6 +137,10 @@ BAD = {
     "quantization": ["gptq"],
     "load_format": ["safetensors"],
     "show_vllm_logs": ["perhaps"],
+    "chat_engine": ["nano", "sphinx"],
+    "chat_max_num_seqs": ["0", "-1", "many"],
+    "chat_max_model_len": ["1023", "0", "long"],
+    "chat_gpu_memory_utilization": ["0", "1.1", "-1", "most", "nan"],
     "idle_timeout_s": ["soon", "nan", "inf", "5s"],
     "max_connection_duration_s": ["soon", "nan", "inf"],
     "watchdog_tick_s": ["often", "nan"],
@@ -156,6 +160,7 @@ BAD = {
 }
 ANY_TEXT = {"host", "api_key", "api_keys", "model_id", "served_model_name", "script", "backends", "backend_api_key"}
 ANY_TEXT |= {"model_dir", "compilation_config"}  # read by the vllm engine, which complains itself
+ANY_TEXT |= {"chat_model_dir", "chat_model_id", "chat_url", "chat_api_key"}
 
 
 def test_every_setting_is_either_text_or_in_the_table() -> None:

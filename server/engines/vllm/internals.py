@@ -7,6 +7,7 @@ the token that comes back goes straight to its stream. The model itself is descr
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -21,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from server.engines.base import EngineError
+from server.engines.base import EngineError, UnsupportedError
 from server.engines.vllm.delays import STEP_MS
 from server.engines.vllm.frames import SAMPLE_RATE, FrameShape, Samples
 from server.engines.vllm.plugin import ARCHITECTURE, ENTRY_POINT, delay_per_stream
-from server.engines.vllm.settings import VllmSettings
+from server.engines.vllm.settings import ChatSettings, VllmSettings
 from server.engines.vllm.tuning import Machine
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def check_installation(*, plugin: bool) -> None:
         )
 
 
-def prepare_environment(settings: VllmSettings) -> None:
+def prepare_environment(settings: VllmSettings | ChatSettings) -> None:
     """Variables that vLLM reads when it is imported. What the operator has set stays."""
     defaults = {
         "VLLM_LOGGING_LEVEL": "INFO" if settings.show_vllm_logs else "WARNING",
@@ -366,3 +367,173 @@ def _interrupts_stay_here() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# ---- models that hear whole files
+
+PIECE_SECONDS = 30.0
+PIECE_TOKENS = 375
+"""They hear in pieces of this length, the last one padded with silence, and each is so many tokens of the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Tokens, with places for the recordings that go with them: samples in -1..1, padded as the model expects."""
+
+    tokens: Sequence[int]
+    recordings: Sequence[Samples]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The whole of what was said to a prompt; ``cut`` if there was more to say than tokens to say it with."""
+
+    text: str
+    tokens: int
+    cut: bool
+
+
+class WholeFiles:
+    """vLLM with a model that hears whole files, such as Voxtral Mini 3B: all requests under way share its batch."""
+
+    def __init__(self, engine: Any) -> None:
+        from vllm.tokenizers import cached_tokenizer_from_config
+
+        self.max_model_len = int(engine.model_config.max_model_len)
+        self._engine = engine
+        self._requests = 0
+        self._mistral = cached_tokenizer_from_config(engine.model_config).mistral
+        audio = self._mistral.instruct_tokenizer.audio_encoder.audio_config
+        form = (audio.sampling_rate, audio.chunk_length_s, audio.frame_rate)
+        if form != (SAMPLE_RATE, PIECE_SECONDS, PIECE_TOKENS / PIECE_SECONDS):
+            raise EngineError(
+                f"the model's tekken.json says sampling rate, piece length in seconds and tokens per second are {form}; "
+                f"({SAMPLE_RATE}, {PIECE_SECONDS}, {PIECE_TOKENS / PIECE_SECONDS}) are supported"
+            )
+
+    @classmethod
+    def start(cls, settings: ChatSettings) -> WholeFiles:
+        """Load the model; takes from seconds to minutes. To be called on the event loop's thread.
+
+        Raises:
+            EngineError: vLLM refuses.
+        """
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        eager = settings.enforce_eager
+        arguments: dict[str, Any] = {
+            "model": str(settings.model_dir),
+            "tokenizer_mode": "mistral",
+            "config_format": "mistral",
+            "load_format": settings.load_format,
+            "dtype": settings.dtype,
+            "max_model_len": settings.max_model_len,
+            "max_num_seqs": settings.max_num_seqs,
+            "gpu_memory_utilization": settings.gpu_memory_utilization,
+            "enforce_eager": not machine().cuda if eager is None else eager,
+            "enable_prefix_caching": False,  # no two requests share audio
+            "mm_processor_cache_gb": 0,
+            "disable_log_stats": True,  # they would go into a registry that all of the process share
+        }
+        try:
+            config = AsyncEngineArgs(**arguments).create_engine_config()
+            architectures = config.model_config.architectures
+            if architectures != ["VoxtralForConditionalGeneration"]:
+                raise EngineError(f"{settings.model_dir} holds {architectures}, not a Voxtral that hears whole files")
+            with _interrupts_stay_here():
+                engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(
+                f"vLLM does not start with {settings.model_dir}: {type(error).__name__}: {str(error)[:500]} "
+                "(--show-vllm-logs shows more)"
+            ) from error
+        try:
+            return cls(engine)
+        except BaseException:
+            engine.shutdown()
+            raise
+
+    @property
+    def failed(self) -> bool:
+        """Whether the engine process is gone."""
+        return bool(self._engine.errored)
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that it has been given and not finished."""
+        return int(self._engine.output_processor.get_num_unfinished_requests())
+
+    @property
+    def unread_tokens(self) -> int:
+        """Tokens of the prompts of those that have said nothing yet."""
+        return int(self._engine.output_processor.get_num_queued_tokens())
+
+    def transcription(self, wav: bytes, language: str | None) -> Prompt:
+        """What asks for the text of a recording. Takes as long as decoding it: not for the event loop's thread."""
+        from mistral_common.protocol.transcription.request import TranscriptionRequest
+
+        request = TranscriptionRequest(model="voxtral", audio=wav, language=language)
+        return _prompt(self._mistral.encode_transcription(request))
+
+    def question(self, question: str, wavs: Sequence[bytes]) -> Prompt:
+        """What asks a question about recordings, which come before it. Not for the event loop's thread either."""
+        from mistral_common.protocol.instruct.chunk import AudioChunk, TextChunk
+        from mistral_common.protocol.instruct.messages import UserMessage
+        from mistral_common.protocol.instruct.request import ChatCompletionRequest
+
+        content = [*(AudioChunk(input_audio=wav) for wav in wavs), TextChunk(text=question)]
+        request = ChatCompletionRequest(messages=[UserMessage(content=content)])
+        return _prompt(self._mistral.encode_chat_completion(request))
+
+    async def say(self, prompt: Prompt, temperature: float, top_p: float, max_tokens: int) -> Said:
+        """All that the model says to a prompt. Cancelling aborts the request in the engine process.
+
+        Raises:
+            CoreDiedError: the process is gone.
+            UnsupportedError: vLLM refuses the request.
+            EngineError: anything else.
+        """
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs import TokensPrompt
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        sampling = SamplingParams(
+            temperature=temperature,
+            top_p=max(top_p, 1e-6),  # vLLM knows no 0
+            max_tokens=max_tokens,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        tokens = TokensPrompt(prompt_token_ids=list(prompt.tokens))
+        if prompt.recordings:
+            tokens["multi_modal_data"] = {"audio": [(samples, SAMPLE_RATE) for samples in prompt.recordings]}
+        self._requests += 1
+        try:
+            parsed = parse_model_prompt(self._engine.model_config, tokens)
+            (rendered,) = await self._engine.renderer.render_cmpl_async([parsed])
+            outputs = [said async for said in self._engine.generate(rendered, sampling, f"w{self._requests}")]
+        except EngineDeadError as error:
+            raise CoreDiedError(str(error)) from error
+        except VLLMClientError as error:
+            raise UnsupportedError(str(error)) from error
+        except EngineGenerateError as error:
+            cause = error.__cause__ or error
+            raise EngineError(f"vLLM failed: {type(cause).__name__}: {str(cause)[:300]}") from error
+        if not outputs or outputs[-1].outputs[0].finish_reason not in ("stop", "length"):
+            raise EngineError(f"vLLM ended the request: {outputs and outputs[-1].outputs[0].finish_reason}")
+        output = outputs[-1].outputs[0]
+        return Said(output.text, len(output.token_ids), output.finish_reason == "length")
+
+    async def stop(self) -> None:
+        """End the process."""
+        context = self._engine.engine_core.ctx
+        await asyncio.to_thread(self._engine.shutdown)  # which has this loop close its sockets
+        await asyncio.to_thread(getattr(context, "_shadow_obj", context).destroy, 0)  # vLLM leaves it to the collector
+
+
+def _prompt(encoded: Any) -> Prompt:
+    return Prompt(encoded.tokens, [audio.audio_array for audio in encoded.audios])

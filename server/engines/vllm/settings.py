@@ -13,6 +13,11 @@ from server.engines.vllm.delays import check_ms
 LEAST_MODEL_LEN = 400
 """Below this a segment would be shorter than the margins that rolling needs."""
 
+CHAT_MODEL = "mistralai/Voxtral-Mini-3B-2507"
+
+LEAST_CHAT_MODEL_LEN = 1024
+"""One recording of 30 seconds is 375 tokens; below this there is no room for a question and an answer about two."""
+
 
 @dataclass(frozen=True, slots=True)
 class VllmSettings:
@@ -85,3 +90,35 @@ class VllmSettings:
         if not isinstance(value, dict):
             raise EngineError(f"compilation-config must be a JSON object or none, got {text[:80]!r}")
         return value
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSettings:
+    """How Voxtral Mini 3B is served. ``waiting`` is how many requests may wait behind the ``max_num_seqs`` that are worked on."""
+
+    model_dir: Path
+    model_id: str = CHAT_MODEL
+    dtype: str = "auto"
+    gpu_memory_utilization: float = 0.3
+    max_model_len: int = 32768
+    max_num_seqs: int = 16
+    enforce_eager: bool | None = None
+    disable_compile_cache: bool = True
+    load_format: str = "mistral"
+    show_vllm_logs: bool = False
+    waiting: int = 64
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, naming the setting.
+
+        Raises:
+            EngineError: with the setting's name, its value and what it may be.
+        """
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise EngineError(
+                f"chat-gpu-memory-utilization must be above 0 and at most 1, got {self.gpu_memory_utilization!r}"
+            )
+        if self.max_model_len < LEAST_CHAT_MODEL_LEN:
+            raise EngineError(f"chat-max-model-len must be at least {LEAST_CHAT_MODEL_LEN}, got {self.max_model_len!r}")
+        if self.max_num_seqs < 1:
+            raise EngineError(f"chat-max-num-seqs must be at least 1, got {self.max_num_seqs!r}")

@@ -38,7 +38,7 @@ def model_name(directory: Path, model_id: str) -> str:
         return directory.resolve().name
 
 
-def fetch(directory: Path, model_id: str, token: str | None) -> None:
+def fetch(directory: Path, model_id: str, token: str | None, setting: str = "VOXTRAL_MODEL_DIR") -> None:
     """Make the directory complete, from the hub if need be. What is there already is kept; a broken download goes on where it stopped.
 
     Raises:
@@ -47,7 +47,7 @@ def fetch(directory: Path, model_id: str, token: str | None) -> None:
     lacking = missing(directory)
     if not lacking:
         return
-    manual = f"put {', '.join(_NAMED)} and {_WEIGHTS} of the model into {directory} (setting VOXTRAL_MODEL_DIR)"
+    manual = f"put {', '.join(_NAMED)} and {_WEIGHTS} of the model into {directory} (setting {setting})"
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -102,16 +102,29 @@ def read_params(directory: Path) -> dict[str, Any]:
         EngineError: it is no Voxtral Realtime model.
     """
     params = read_json(directory / "params.json")
-    try:
-        realtime = params["multimodal"]["whisper_model_args"]["encoder_args"]["causal"]
-    except (KeyError, TypeError):
-        realtime = False
-    if not realtime:
+    if not (_encoder(params) or {}).get("causal"):
         raise EngineError(
             f"{directory} holds no Voxtral Realtime model: params.json describes no causal audio encoder "
             "(Voxtral Mini 3B and other models that hear whole files cannot stream)"
         )
     return params
+
+
+def check_whole_files(directory: Path) -> None:
+    """Raises EngineError unless the model is one that hears whole files, as Voxtral Mini 3B does."""
+    encoder = _encoder(read_json(directory / "params.json"))
+    if encoder is None:
+        raise EngineError(f"{directory} holds no Voxtral model: params.json describes no audio encoder")
+    if encoder.get("causal"):
+        raise EngineError(f"{directory} holds a Voxtral Realtime model; whole files are for Voxtral Mini 3B")
+
+
+def _encoder(params: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        encoder = params["multimodal"]["whisper_model_args"]["encoder_args"]
+    except (KeyError, TypeError):
+        return None
+    return encoder if isinstance(encoder, dict) else None
 
 
 def delay_ms(tokenizer: dict[str, Any]) -> int | None:
