@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
@@ -132,8 +133,15 @@ def bench(session: nox.Session) -> None:
 @nox.session(default=False)
 def study(session: nox.Session) -> None:
     """Measure a grid of server and harness settings, e.g. studies/delay.toml; done cells are skipped."""
-    install(session, TO_BENCH)
-    code = subprocess.call([str(PROGRAMS / "earmark"), "study", *(session.posargs or ["studies/delay.toml"])])
+    arguments = session.posargs or ["studies/delay.toml"]
+    files = [Path(argument) for argument in arguments if argument.endswith(".toml") and Path(argument).exists()]
+    engines = [tomllib.loads(file.read_text(encoding="utf-8")).get("server", {}).get("engine", "") for file in files]
+    if any("vllm" in engine for engine in engines) or "server.engine=vllm" in arguments:
+        programs = install_vllm(session, cuda=shutil.which("nvidia-smi") is not None)
+    else:
+        install(session, TO_BENCH)
+        programs = PROGRAMS
+    code = subprocess.call([str(programs / "earmark"), "study", *arguments])
     if code:
         sys.exit(code)  # 3 where a cell failed, 130 when interrupted
 
