@@ -267,6 +267,7 @@ class VllmEngine:
             await asyncio.wait([self._receiver])
         self._fail_all(STOPPED)
         await asyncio.to_thread(self.core.stop)
+        gc.unfreeze()  # or libraries complain about leaks when the interpreter ends
         self._held.close()
 
     async def _supervise(self) -> None:
