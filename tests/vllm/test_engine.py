@@ -17,7 +17,11 @@ from tests.vllm.checkpoints import BYTES, SPECIALS, sound
 from tests.vllm.conftest import DELAYS_MS, SECONDS, SEEDS
 from tests.vllm.streams import Listener, begin, running, send, transcribe, until
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.timeout(900),  # the first test waits for five engines of vLLM's own, one after the other
+]
 
 SLOTS = len(DELAYS_MS) * len(SEEDS)
 WAITING_SECONDS = 5.0
