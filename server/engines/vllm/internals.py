@@ -24,7 +24,7 @@ import numpy as np
 from server.engines.base import EngineError
 from server.engines.vllm.delays import STEP_MS
 from server.engines.vllm.frames import SAMPLE_RATE, FrameShape, Samples
-from server.engines.vllm.plugin import ARCHITECTURE, ENTRY_POINT, delay_per_stream
+from server.engines.vllm.plugin import ARCHITECTURE, ENTRY_POINT, SERVER_VARIABLE, delay_per_stream
 from server.engines.vllm.settings import VllmSettings
 from server.engines.vllm.tuning import Machine
 
@@ -114,6 +114,7 @@ def prepare_environment(settings: VllmSettings) -> None:
         }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    os.environ[SERVER_VARIABLE] = str(os.getpid())
 
 
 def import_vllm() -> None:
