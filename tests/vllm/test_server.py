@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -151,6 +152,21 @@ async def test_a_dead_engine_fails_its_utterances_and_health_says_so(checkpoint:
     finally:
         server.kill()
         server.forget()
+
+
+async def test_a_killed_server_leaves_no_engine_process(checkpoint: Path) -> None:
+    server = start(checkpoint)
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    assert any("EngineCore" in name(child) for child in children)
+    try:
+        server.kill()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive
+    finally:
+        server.forget()
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 def name(process: psutil.Process) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 from server.engines.base import EngineError, UnsupportedError
 from server.engines.vllm.delays import STEP_MS
 from server.engines.vllm.frames import SAMPLE_RATE, FrameShape, Samples
-from server.engines.vllm.plugin import ARCHITECTURE, ENTRY_POINT, delay_per_stream
+from server.engines.vllm.plugin import ARCHITECTURE, ENTRY_POINT, SERVER_VARIABLE, delay_per_stream
 from server.engines.vllm.settings import ChatSettings, VllmSettings
 from server.engines.vllm.tuning import Machine
 
@@ -115,6 +115,7 @@ def prepare_environment(settings: VllmSettings | ChatSettings) -> None:
         }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    os.environ[SERVER_VARIABLE] = str(os.getpid())
 
 
 def import_vllm() -> None:
