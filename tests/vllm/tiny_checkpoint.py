@@ -109,5 +109,6 @@ def environment(pool_gib: int = 1) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": str(pool_gib),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "INFO",  # an engine of ours in this process may have turned it down
         "OMP_NUM_THREADS": "1",
     }
