@@ -251,6 +251,7 @@ class Core:
             "enforce_eager": bool(settings.enforce_eager),
             "kv_cache_dtype": settings.kv_cache_dtype,
             "enable_prefix_caching": False,  # no two streams share audio
+            "mm_processor_cache_gb": 0,  # or the engine process keeps up to 4 GiB of frames that nobody asks for again
         }
         compilation = settings.compilation()
         if compilation is not None and not settings.enforce_eager and machine().cuda:
