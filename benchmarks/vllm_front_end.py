@@ -8,6 +8,8 @@ packet of 80 ms every 80 ms, all at the same moment (in phase) or spread evenly 
 - processor time of the server's first process (protocol, audio, routing) and of vLLM's engine process, per second of audio
 - lateness of text: arrival of a delta less the sending of the packet that completed the audio its step needs, for steps that say something
 - whether both servers said the same
+
+and at the end how many streams each keeps up with.
 """
 
 from __future__ import annotations
@@ -45,11 +47,12 @@ LOOK_AHEAD_SAMPLES = 40
 DELAY_STEPS = 6  # 480 ms, what the checkpoint's tokenizer says
 START_SECONDS = 120.0
 STREAM_SECONDS = 60.0
+KEPT_MS = 80.0  # a server whose text comes later than a step of audio after its audio falls behind, or is about to
 HEADING = (
     "medians of the repetitions, lateness pooled; front and engine: ms of processor time per second of audio; lateness of text in ms\n"
     f"{'streams':>7}  {'phase':<8}  {'server':<7}  {'front':>8}  {'engine':>9}  {'p50':>7}  {'p95':>7}  {'p99':>7}  {'n':>6}"
 )
-LIMITS = ["--max-model-len=1024", "--max-num-seqs=64", "--dtype=float32", "--enforce-eager"]
+LIMITS = ["--max-model-len=1024", "--max-num-seqs=128", "--dtype=float32", "--enforce-eager"]
 
 
 @dataclass(frozen=True)
@@ -257,6 +260,9 @@ def main() -> None:
     parser.add_argument("--streams", default="1,4,16,32")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument(
+        "--ladder", default="32,40,48,56,64,80,96,112,128", help="streams, until p95 exceeds a step of audio"
+    )
     parser.add_argument("--checkpoint", type=Path, help="default: a tiny one, some of whose tokens are silent")
     options = parser.parse_args()
     cells = [(int(count), spread) for count in options.streams.split(",") for spread in (False, True)]
@@ -275,6 +281,23 @@ def main() -> None:
                 rows = {server.name: measure(server, count, options.seconds, spread=spread) for server in turn}
                 pairs.append(with_lateness(rows["vllm"], rows["earmark"]))
             show(pairs)
+        ladder = [int(count) for count in options.ladder.split(",")]
+        for number, lasted in enumerate(climb(vllm, earmark, ladder, options.seconds)):
+            name = ("vllm", "earmark")[number]
+            print(f"largest number of spread streams whose p95 stays under {KEPT_MS:.0f} ms: {name} {lasted}")
+
+
+def climb(vllm: Running, earmark: Running, ladder: Sequence[int], seconds: float) -> tuple[int, int]:
+    """The last rung that each server keeps up with; both are measured on every rung until neither does."""
+    lasted, climbing = [0, 0], [True, True]
+    for count in ladder:
+        rows = with_lateness(*(measure(server, count, seconds, spread=True) for server in (vllm, earmark)))
+        for number, row in enumerate(rows):
+            climbing[number] &= float(np.percentile(row.lateness_ms, 95)) < KEPT_MS
+            lasted[number] = count if climbing[number] else lasted[number]
+        if not any(climbing):
+            break
+    return lasted[0], lasted[1]
 
 
 if __name__ == "__main__":
