@@ -109,6 +109,16 @@ class Watcher:
     end: Callable[[], None] = lambda: None
 
 
+def default_dataset(plan: Plan) -> str:
+    """What to replay when nobody says: sentences of the small model's own vocabulary where the server will serve that."""
+    own_model = os.environ.get("VOXTRAL_MODEL_DIR") or any(
+        option.startswith("--model-dir") for option in plan.server_options
+    )
+    cuda_or_voxtral = Path("/dev/nvidiactl").exists() or Path("models/voxtral/params.json").exists()
+    small = plan.engine == "vllm" and plan.target is None and not own_model and not cuda_or_voxtral
+    return "spoken-numbers" if small else "spoken-en"
+
+
 def run(plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
     """Replay ``corpus`` once per delay and concurrency of the plan, and keep each as a run folder under ``plan.out``.
 

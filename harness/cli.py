@@ -97,7 +97,13 @@ class _NoBaselineError(Exception):
 
 @app.command()
 def bench(
-    dataset: Annotated[str, typer.Option(help="Name of a dataset ('earmark datasets list'), or a path.")] = "spoken-en",
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of a dataset ('earmark datasets list'), or a path.",
+            show_default="spoken-en; spoken-numbers for the small model that comes along",
+        ),
+    ] = None,
     concurrency: Annotated[
         str, typer.Option(help="Streams at once; several, comma-separated, make several runs.")
     ] = "8",
@@ -166,7 +172,7 @@ def bench(
     )
     if normaliser is not None:
         _check_normaliser(normaliser)
-    corpus = load(dataset, limit=limit, skip_bad=skip_bad)
+    corpus = load(dataset or benches.default_dataset(plan), limit=limit, skip_bad=skip_bad)
     terminal.say(_forecast(plan, corpus))
     outcome = benches.run(plan, corpus, terminal.watcher())
     if not outcome.runs:

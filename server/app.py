@@ -37,6 +37,8 @@ from server.protocols.yap import YapDialect
 _log = structlog.get_logger("earmark")
 
 _CUDA_DEVICE = Path("/dev/nvidiactl")
+_VOXTRAL = Path("models/voxtral")
+_NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
 
 _SEGMENT_MARGIN_SECONDS = 10.0
 """Left free below an engine's longest segment: the last seconds of an utterance may exceed the target length."""
@@ -109,9 +111,21 @@ def _no_vllm_because(settings: Settings) -> str:
         return "there is no CUDA device"
     if (installed() or ("", ""))[0] != "vllm":
         return "vLLM is not installed"
-    if snapshot.missing(Path(settings.model_dir)) and not os.environ.get("HF_TOKEN"):
-        return f"there is no model in {settings.model_dir} and no HF_TOKEN to fetch it"
+    directory = _model_dir(settings)
+    if snapshot.missing(directory) and not os.environ.get("HF_TOKEN"):
+        return f"there is no model in {directory} and no HF_TOKEN to fetch it"
     return ""
+
+
+def _model_dir(settings: Settings) -> Path:
+    """Where the vllm engine's model is, or goes."""
+    from server.engines.vllm import snapshot
+
+    if settings.model_dir:
+        return Path(settings.model_dir)
+    if _CUDA_DEVICE.exists() or not snapshot.missing(_VOXTRAL):
+        return _VOXTRAL
+    return _NANO
 
 
 def _vllm(settings: Settings) -> Engine:
@@ -121,7 +135,7 @@ def _vllm(settings: Settings) -> Engine:
     try:
         return VllmEngine(
             VllmSettings(
-                model_dir=Path(settings.model_dir),
+                model_dir=_model_dir(settings),
                 model_id=settings.model_id,
                 default_delay_ms=settings.delay_ms,
                 uniform_delay=settings.uniform_delay,

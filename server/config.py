@@ -123,7 +123,10 @@ class Settings(BaseSettings):
 
     # the vllm engine
     model_dir: str = _setting(
-        "models/voxtral", "VOXTRAL_MODEL_DIR", help="vllm: the model's files; fetched there (HF_TOKEN) when incomplete"
+        "",
+        "VOXTRAL_MODEL_DIR",
+        help="vllm: the model's files, fetched there (HF_TOKEN) when incomplete; default: models/voxtral, or without that "
+        "and without CUDA the small model that comes along, models/nano",
     )
     uniform_delay: bool = _setting(
         False, "EARMARK_UNIFORM_DELAY", help="vllm: vLLM's own model class, one delay for all streams"

@@ -159,6 +159,7 @@ class VllmEngine:
         self.core: internals.Core
         self.loop: asyncio.AbstractEventLoop
         self._model = snapshot.model_name(settings.model_dir, settings.model_id)
+        self._caveat = snapshot.caveat(settings.model_dir)
         self._slots = settings.max_num_seqs or 128
         self._openings: dict[int, internals.Opening] = {}
         self._running: dict[str, _Stream] = {}
@@ -187,6 +188,7 @@ class VllmEngine:
             slots=self._slots,
             words=False,
             max_segment_seconds=longest_tokens * delays.STEP_SECONDS,
+            caveat=self._caveat,
         )
 
     def metrics(self) -> dict[str, float]:

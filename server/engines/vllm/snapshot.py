@@ -18,6 +18,7 @@ _NAMED = ("params.json", "tekken.json")
 _WEIGHTS = "*.safetensors"
 _FETCHED = ("params.json", "tekken.json", "consolidated*.safetensors")
 _ORIGIN = ".earmark-origin"
+_CAVEAT = "caveat.txt"
 
 
 def missing(directory: Path) -> list[str]:
@@ -36,6 +37,14 @@ def model_name(directory: Path, model_id: str) -> str:
         return (directory / _ORIGIN).read_text().strip() or model_id
     except OSError:
         return directory.resolve().name
+
+
+def caveat(directory: Path) -> str:
+    """The sentence that a model wants printed wherever its accuracy is shown; most have none."""
+    try:
+        return (directory / _CAVEAT).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def fetch(directory: Path, model_id: str, token: str | None, setting: str = "VOXTRAL_MODEL_DIR") -> None:

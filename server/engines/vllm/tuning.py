@@ -16,6 +16,7 @@ _CPU_SEQS = 64
 _GPU_SEQS = 128
 _MOST_SEQS = 512
 _FP8_CAPABILITY = (8, 9)
+_FLOAT32_WEIGHTS_BYTES = 2 << 30
 _BYTES = {"float32": 4, "auto": 2, "bfloat16": 2, "float16": 2, "half": 2, "float": 4}
 
 
@@ -133,14 +134,15 @@ def tune(settings: VllmSettings, machine: Machine, params: Mapping[str, Any]) ->
     choices.append(Choice("max-num-seqs", str(seqs), why))
 
     eager, eager_why = _eager(settings, machine)
+    dtype, dtype_why = _dtype(settings, machine)
     kind = "one for all streams, vLLM's own model class" if settings.uniform_delay else "default; each stream may ask"
     choices += [
         Choice("delay", f"{settings.default_delay_ms} ms", kind),
         Choice("max-model-len", str(settings.max_model_len), "bounds one segment; longer streams roll"),
-        Choice("dtype", settings.dtype, "auto takes the checkpoint's" if settings.dtype == "auto" else "asked for"),
+        Choice("dtype", dtype, dtype_why),
         Choice("mode", "eager" if eager else "compiled", eager_why),
     ]
-    final = replace(filled, max_num_seqs=seqs, enforce_eager=eager)
+    final = replace(filled, max_num_seqs=seqs, enforce_eager=eager, dtype=dtype)
     return Tuned(final, tuple(choices))
 
 
@@ -152,11 +154,22 @@ def _eager(settings: VllmSettings, machine: Machine) -> tuple[bool, str]:
     return True, "on a CPU compiling costs 30 s at start and saves 1 ms per step"
 
 
+def _dtype(settings: VllmSettings, machine: Machine) -> tuple[str, str]:
+    if settings.dtype != "auto":
+        return settings.dtype, "asked for"
+    if not machine.cuda and _weight_bytes(settings) < _FLOAT32_WEIGHTS_BYTES:
+        return "float32", "small enough for a CPU; what a stream says then depends on nothing but its audio"
+    return "auto", "auto takes the checkpoint's"
+
+
+def _weight_bytes(settings: VllmSettings) -> int:
+    return sum(file.stat().st_size for file in Path(settings.model_dir).glob("consolidated*.safetensors"))
+
+
 def _estimate(settings: VllmSettings, machine: Machine, params: Mapping[str, Any], tokens: int) -> tuple[int, str]:
-    weight_bytes = sum(file.stat().st_size for file in Path(settings.model_dir).glob("consolidated*.safetensors"))
     try:
         return (
-            most_streams(params, settings, tokens, machine.gpu_memory_bytes, weight_bytes),
+            most_streams(params, settings, tokens, machine.gpu_memory_bytes, _weight_bytes(settings)),
             "fits the memory that weights leave",
         )
     except KeyError as error:
