@@ -316,7 +316,7 @@ def _new_run(plan: Plan, corpus: Corpus, measured: Measured, concurrency: int, d
         packet_ms=plan.packet_ms,
         speed=plan.speed,
         seed=plan.seed,
-        normaliser=plan.normaliser or default_name(corpus.language),
+        normaliser=plan.normaliser or corpus.normaliser or default_name(corpus.language),
         caveat=measured.caveat,
         server_options=list(plan.server_options),
         label=plan.label,

@@ -20,7 +20,10 @@ SHOWN_SKIPS = 20
 
 
 class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a dataset's ``dataset.json`` says; ``path`` is relative to its folder, ``split`` the one that is meant."""
+    """What a dataset's ``dataset.json`` says; ``path`` is relative to its folder, ``split`` the one that is meant.
+
+    ``normaliser`` is the one its texts are made for, where that is not the usual one of its language.
+    """
 
     name: str
     description: str = ""
@@ -31,6 +34,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: str = "jsonl"
     path: str = "manifest.jsonl"
     split: str | None = None
+    normaliser: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,7 @@ def load(
         sha256=corpus_sha256(utterances),
         licence=card.licence,
         alignment=card.alignment,
+        normaliser=card.normaliser,
         notes=_notes(bad),
     )
 

@@ -50,6 +50,7 @@ class Corpus:
     sha256: str
     licence: str = ""
     alignment: str = ""  # where the word times come from, with version; empty when there are none
+    normaliser: str = ""  # that the texts are made for, where it is not the usual one of the language
     notes: str = ""  # what was left out or skipped while loading, a line each
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness import latency, score, statistics, store
+from harness.accuracy import diff
 from harness.frames import read_utterances
+from harness.normalise import normaliser
 from harness.report import figures
 from harness.report.figures import Curve, Floats, Line, Mark, Point
 from harness.score import Scores
@@ -103,21 +106,24 @@ def read_scores(folder: Path) -> Scores:
     return score.read_scores(folder)
 
 
-def chosen_folders(root: Path = Path("reports/runs"), whole_bench: bool = False) -> list[Path]:
+def chosen_folders(
+    root: Path = Path("reports/runs"), whole_bench: bool = False, dataset: str | None = None
+) -> list[Path]:
     """The run folders to read: those of `EARMARK_RUNS` (run folders or folders of them), else the newest under ``root``.
 
     ``whole_bench`` takes, for each delay and concurrency, the newest run that agrees with the newest of all in everything else.
-    Raises `NoRunsError` with what to do when there is none.
+    With ``dataset`` runs over others do not count. Raises `NoRunsError` with what to do when there is none.
     """
     named = os.environ.get("EARMARK_RUNS", "")
     places = [Path(place) for place in named.split(os.pathsep) if place] or [root]
-    found = [folder for place in places for folder in _run_folders(place)]
+    found = [folder for place in places for folder in _run_folders(place) if _is_over(dataset, folder)]
     if not found:
         where = f"EARMARK_RUNS={named}" if named else f"{root.resolve()}"
-        raise NoRunsError(f"no scored run in {where}: make one with `nox -s bench`, or set EARMARK_RUNS to run folders")
+        wanted = f"scored run over {dataset}" if dataset else "scored run"
+        raise NoRunsError(f"no {wanted} in {where}: make one with `nox -s bench`, or set EARMARK_RUNS to run folders")
     if named and all((place / "run.json").exists() for place in places):
         return found
-    if whole_bench and (bench := _newest_bench(places)):
+    if whole_bench and (bench := _newest_bench(places, dataset)):
         return bench
     newest = sorted(
         ((store.read_run(folder), folder) for folder in found), key=lambda one: one[0].created, reverse=True
@@ -139,14 +145,18 @@ def _run_folders(place: Path) -> list[Path]:
     return [folder for folder in candidates if (folder / "scores.json").exists() and (folder / "run.json").exists()]
 
 
-def _newest_bench(places: Sequence[Path]) -> list[Path]:
+def _is_over(dataset: str | None, folder: Path) -> bool:
+    return dataset is None or store.read_run(folder).config.dataset == dataset
+
+
+def _newest_bench(places: Sequence[Path], dataset: str | None) -> list[Path]:
     """The runs that the newest bench.json lists, as far as they are scored; none when there is no such file."""
     listed = sorted(
         (path for place in places for path in (*place.glob("bench.json"), *place.glob("*/bench.json"))), key=_age
     )
     for path in reversed(listed):
         names = msgspec.json.decode(path.read_bytes(), type=_Bench).runs
-        runs = [folder for name in names for folder in _run_folders(path.parent.parent / name)]
+        runs = [f for name in names for f in _run_folders(path.parent.parent / name) if _is_over(dataset, f)]
         if runs:
             return runs
     return []
@@ -285,6 +295,31 @@ def worst(cell: Cell, most: int) -> pd.DataFrame:
         "hypothesis",
     ]
     return ranked[columns].head(most)
+
+
+def confusions(cells: Sequence[Cell], most: int) -> pd.DataFrame:
+    """What was said and what was heard for it, most frequent first; empty on one side where a word was lost or made up."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for cell in cells:
+        words = normaliser(cell.run.config.normaliser)
+        for reference, hypothesis in zip(cell.scored["reference"], cell.scored["hypothesis"], strict=True):
+            for op, said, heard in diff(reference, hypothesis, words):
+                if op != "equal":
+                    counts.update(zip_longest(said, heard, fillvalue=""))
+    rows = [(said, heard, count) for (said, heard), count in counts.most_common(most)]
+    return pd.DataFrame(rows, columns=["said", "heard", "times"])
+
+
+def wer_by_speaker(cells: Sequence[Cell]) -> pd.DataFrame:
+    """A row per speaker and cell: WER with its interval, words."""
+    rows = []
+    for cell in cells:
+        for speaker, spoken in cell.scored[cell.scored["reference_words"] > 0].groupby("speaker"):
+            estimate = speaker_wer(cell, str(speaker))
+            rows.append(
+                (speaker, cell.mark.label, estimate.value, estimate.low, estimate.high, spoken["reference_words"].sum())
+            )
+    return pd.DataFrame(rows, columns=["speaker", "cell", "wer", "low", "high", "words"])
 
 
 def delay_pairs(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Cell]]:

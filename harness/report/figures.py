@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -449,6 +449,30 @@ def rates(series: Sequence[tuple[Mark, Floats, Floats]], title: str, xlabel: str
         axes.set_title(title)
         if len(series) > 1:
             axes.legend()
+
+    return styled(draw)
+
+
+def progress(series: Mapping[str, Sequence[tuple[float, float]]], title: str, xlabel: str) -> Figure:
+    """A rate as it changes: points by name."""
+
+    def draw(axes: Axes) -> None:
+        for place, (name, points) in enumerate(series.items()):
+            x, y = zip(*points, strict=True)
+            axes.plot(
+                x,
+                y,
+                marker="o",
+                markersize=3,
+                color=SERIES[place % len(SERIES)],
+                linestyle=DASHES[place % len(DASHES)],
+                label=name,
+            )
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlabel(xlabel)
+        axes.set_title(title)
+        axes.legend()
 
     return styled(draw)
 
