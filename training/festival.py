@@ -16,9 +16,7 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile
 from types import MappingProxyType
 
 import numpy as np
@@ -185,12 +183,14 @@ RECORDINGS: Mapping[str, Recordings] = MappingProxyType(
 )
 
 
+class _DiedError(Exception):
+    """Festival ended: there are sequences of sounds that it crashes at."""
+
+
 class _Process:
     """One running Festival."""
 
     def __init__(self, recordings: Recordings) -> None:
-        self._folder = TemporaryDirectory(prefix="earmark-festival-")
-        self.sound = Path(self._folder.name) / "said.raw"
         try:
             self._festival = subprocess.Popen(
                 ["festival", "--pipe"],
@@ -198,12 +198,11 @@ class _Process:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
-                cwd=self._folder.name,
             )
         except FileNotFoundError as error:
             raise SynthesiserMissingError("festival is not installed; on Debian: apt-get install festival") from error
         atexit.register(self.close)
-        if self.ask(f"({recordings.load}) (print 'loaded)") != ["loaded"]:
+        if self.ask(f"({recordings.load}) (print 'loaded)")[-1:] != ["loaded"]:
             raise SynthesiserMissingError(f"festival lacks a voice; on Debian: apt-get install {recordings.package}")
         if recordings.phones != "radio":  # the front end stays American, without its special joints of consonants
             self.ask("(voice_kal_diphone) (set! UniSyn_module_hooks nil)")
@@ -214,24 +213,37 @@ class _Process:
         """Has it evaluate that; the lines that it prints meanwhile, none where an error broke it off."""
         assert self._festival.stdin is not None
         assert self._festival.stdout is not None
-        self._festival.stdin.write(scheme + '\n(format t "\\ndone\\n") (fflush nil)\n')
-        self._festival.stdin.flush()
         lines = []
-        while (line := self._festival.stdout.readline()) and line != "done\n":
-            lines.append(line.strip())
+        try:
+            self._festival.stdin.write(scheme + '\n(format t "\\ndone\\n") (fflush nil)\n')
+            self._festival.stdin.flush()
+            while (line := self._festival.stdout.readline()) and line != "done\n":
+                lines.append(line.strip())
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise _DiedError
         return [line for line in lines if line]
 
     def close(self) -> None:
         """Ends it."""
         self._festival.kill()
-        self._festival.wait()
-        self._folder.cleanup()
+        self._festival.communicate()
 
 
-@cache
-def _process(name: str, _pid: int) -> _Process:
-    """One for each voice; a forked process gets its own, because two cannot talk to one Festival."""
-    return _Process(RECORDINGS[name])
+_running: dict[tuple[str, int], _Process] = {}  # by voice and process: after a fork, two must not talk to one Festival
+
+
+def _ask(name: str, scheme: str) -> list[str]:
+    """Asks the Festival of that voice, which is started when it is not running."""
+    key = name, os.getpid()
+    if key not in _running:
+        _running[key] = _Process(RECORDINGS[name])
+    try:
+        return _running[key].ask(scheme)
+    except _DiedError:
+        _running.pop(key).close()
+        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,23 +254,25 @@ class Festival:
 
     def speak(self, words: Sequence[str], manner: Manner) -> Spoken:
         """Says the words."""
-        recordings, process = RECORDINGS[self.name], _process(self.name, os.getpid())
-        text = written(words, manner)
+        recordings, text = RECORDINGS[self.name], written(words, manner)
         duration, pitch = manner.duration * manner.formants, manner.pitch / manner.formants
-        if recordings.database == _HTS:
-            halftones = 12 * np.log2(pitch)
-            said = process.ask(f'(earmark-hts "{text}" {1 / duration:.4f} {halftones:.4f} "{process.sound}")')
-        else:
-            mean = recordings.pitch_hertz * pitch
-            said = process.ask(
-                f'(earmark-diphones "{text}" {1.1 * duration:.4f} {mean:.2f} {0.14 * mean * manner.melody:.2f}'
-                f" '{_sounds(recordings.sounds, manner.accent if recordings.phones == 'radio' else ())} '{recordings.phones} '{recordings.database} \"{process.sound}\")"
-            )
+        with NamedTemporaryFile(prefix="earmark-festival-") as sound:
+            if recordings.database == _HTS:
+                halftones = 12 * np.log2(pitch)
+                said = _ask(self.name, f'(earmark-hts "{text}" {1 / duration:.4f} {halftones:.4f} "{sound.name}")')
+            else:
+                mean = recordings.pitch_hertz * pitch
+                sounds = _sounds(recordings.sounds, manner.accent if recordings.phones == "radio" else ())
+                said = _ask(
+                    self.name,
+                    f'(earmark-diphones "{text}" {1.1 * duration:.4f} {mean:.2f} {0.14 * mean * manner.melody:.2f}'
+                    f" '{sounds} '{recordings.phones} '{recordings.database} \"{sound.name}\")",
+                )
+            samples = np.fromfile(sound.name, np.int16).astype(np.float32) / 32_768
         found = re.findall(r'\("([^"]*)" ([-\d.e]+) ([-\d.e]+)\)', " ".join(said))
         rate = re.search(r"said (\d+)", " ".join(said))
         if rate is None or [word for word, _, _ in found] != text.replace(",", "").split():
             raise SpokenOtherwiseError(f"{self.name} said {said}, not {text!r}")
-        samples = np.fromfile(process.sound, np.int16).astype(np.float32) / 32_768
         times = [(float(start), float(end)) for _, start, end in found]
         return replayed(samples, float(rate[1]), times, manner.formants)
 
