@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -252,10 +252,10 @@ NOISE = "noise"
 def make_shard(shard: Shard, seed: int, folder: Path) -> float:
     """Makes one shard; how many seconds of sound it holds."""
     random = np.random.default_rng([seed, shard.number, *shard.voice.encode()])
-    if shard.voice == NOISE:
-        source = non_speech(random)
-    else:
-        source = speech(voice_named(shard.voice), shard.part, random, varied=shard.varied)
+    voice = shard.voice
+    source = (
+        non_speech(random) if voice == NOISE else speech(voice_named(voice), shard.part, random, varied=shard.varied)
+    )
     clips = [next(source) for _ in range(shard.clips)]
     write_shard(folder, shard.name, clips)
     return sum(len(clip.samples) for clip in clips) / RATE
@@ -270,8 +270,7 @@ def plan(hours: float, shares: Mapping[str, float]) -> list[Shard]:
         length = SECONDS_OF_CLIP / 7 if voice == NOISE else 1.0  # noise clips last 7 s on average
         wanted = max(1, round(clips * share / total * length))
         count = max(1, round(wanted / CLIPS_OF_SHARD))
-        for number in range(count):
-            shards.append(Shard(voice, number, max(1, wanted // count), "train", varied=True))
+        shards += [Shard(voice, number, max(1, wanted // count), "train", varied=True) for number in range(count)]
     totals = {voice: sum(shard.voice == voice for shard in shards) for voice in shares}
     return sorted(shards, key=lambda shard: (shard.number + 0.5) / totals[shard.voice])
 
@@ -316,7 +315,9 @@ def main() -> None:
     chosen = options.voices.split(",") if options.voices else list(SHARES)
     if unknown := set(chosen) - set(SHARES):
         parser.error(f"--voices: {', '.join(sorted(unknown))} unknown; there are {', '.join(SHARES)}")
-    shards = development_plan() if options.development else plan(options.hours, {voice: SHARES[voice] for voice in chosen})
+    shards = (
+        development_plan() if options.development else plan(options.hours, {voice: SHARES[voice] for voice in chosen})
+    )
     make(shards, options.seed, options.out, options.processes)
     clips = Clips(options.out)
     print(f"{len(clips)} clips, {clips.seconds / 3_600:.2f} h in {options.out}")

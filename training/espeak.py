@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -142,7 +143,7 @@ def word_times(text: str, starts: Sequence[tuple[int, int]], samples: Samples, r
     frame = round(_FRAME_SECONDS * rate)
     loud = np.abs(samples[: len(samples) // frame * frame]).reshape(-1, frame).max(1) > _SILENT * np.abs(samples).max()
     times: list[tuple[float, float]] = []
-    for (first, begin), (after, end) in zip(known, known[1:], strict=False):
+    for (first, begin), (after, end) in itertools.pairwise(known):
         sounding = np.flatnonzero(loud[begin // frame : end // frame])
         if not len(sounding):
             return ()
