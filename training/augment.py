@@ -55,7 +55,7 @@ class Chances:
 
 
 USUAL = Chances()
-NONE = Chances(*[0.0] * 12, gain_db=(0.0, 0.0))
+NONE = Chances(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, gain_db=(0.0, 0.0))
 
 
 class Augment:
@@ -253,4 +253,4 @@ def _mu_law(sound: Tensor) -> Tensor:
 
 def _fast_length(samples: int) -> int:
     """The next length that an FFT is quick at: a small odd number times a power of two."""
-    return min(odd * 2 ** math.ceil(math.log2(samples / odd)) for odd in (1, 3, 5, 9, 15))
+    return min(odd << max(0, math.ceil(math.log2(samples / odd))) for odd in (1, 3, 5, 9, 15))

@@ -97,12 +97,14 @@ class Clips(Sequence[Clip]):
         self.voices: list[str] = []
         self.kinds: list[Kind] = []
         for table in tables:
-            samples: npt.NDArray[np.int16] = np.memmap(table.with_suffix(".i16"), "<i2", "r")
             rows = pq.read_table(table, schema=SCHEMA).to_pylist()
-            if rows and rows[-1]["first_sample"] + rows[-1]["samples"] != len(samples):
+            sound = table.with_suffix(".i16")
+            size = sound.stat().st_size // 2 if sound.exists() else 0
+            if rows[-1]["first_sample"] + rows[-1]["samples"] != size:
                 raise CorpusError(
-                    f"{table}: its sound has {len(samples)} samples; remove both files and make them again"
+                    f"{table}: its sound has {size} samples, which are not all; remove it and make it again"
                 )
+            samples: npt.NDArray[np.int16] = np.memmap(sound, "<i2", "r")
             for row in rows:
                 self._rows.append((len(self._shards), row["first_sample"], row["first_sample"] + row["samples"]))
                 self._words.append(tuple(SpokenWord(**word) for word in row["words"]))
@@ -134,7 +136,7 @@ class Clips(Sequence[Clip]):
 
 
 def write_shard(folder: Path, name: str, clips: Sequence[Clip]) -> None:
-    """Writes a shard; its table comes last, and by a renaming, so that a table is never without its sound."""
+    """Writes a shard of one clip or more; its table comes last, and by a renaming, so that a table is never without its sound."""
     folder.mkdir(parents=True, exist_ok=True)
     ends = np.cumsum([len(clip.samples) for clip in clips])
     rows = [
@@ -147,7 +149,7 @@ def write_shard(folder: Path, name: str, clips: Sequence[Clip]) -> None:
         }
         for clip, end in zip(clips, ends, strict=True)
     ]
-    sound = np.concatenate([clip.samples for clip in clips] or [np.zeros(0, np.int16)])
+    sound = np.concatenate([clip.samples for clip in clips])
     sound.astype("<i2").tofile(folder / f"{name}.i16")
     unfinished = folder / f"{name}.parquet.part"
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), unfinished)

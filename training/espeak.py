@@ -102,7 +102,9 @@ class _Library:
         self._pieces, self._starts = [], []
         data = text.encode() + b"\0"
         self._espeak.espeak_Synth(data, len(data), 0, _BY_CHARACTER, 0, _UTF8, None, None)
-        return np.concatenate(self._pieces or [np.zeros(0, np.int16)]).astype(np.float32) / 32_768, self._starts
+        return np.concatenate(self._pieces or [np.zeros(0, np.int16)]).astype(np.float32) / np.float32(
+            32_768
+        ), self._starts
 
 
 @cache

@@ -72,7 +72,11 @@ def main() -> None:
                 "text": " ".join(words),
                 "speaker": speaker,
                 "language": "en",
-                "tags": {"voice": f"cmu_us_{speaker}", "trained-on": "no" if speaker in SPEAKERS_FOR_TESTS else "yes"},
+                "tags": {
+                    "kind": "numbers",
+                    "voice": f"cmu_us_{speaker}",
+                    "trained-on": "no" if speaker in SPEAKERS_FOR_TESTS else "yes",
+                },
                 "words": [
                     {"text": word, "start": round(start, 3), "end": round(end, 3)}
                     for word, (start, end) in zip(words, times, strict=True)
