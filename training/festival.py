@@ -104,7 +104,7 @@ HABITS: Accent = tuple(
     ae:aa ae:eh ah:ax ah:aa ah:uh ao:aa ao:ow ey:eh ey:eh+iy ow:ao ow:ax+uw ow:aa+uh uw:uh uh:uw ih:iy ih:ax iy:ih eh:ae er:ax er:eh+r
     er:ao+r ax:ih ax:ah ay:aa+iy ay:ah+iy ay:aa aw:ah+uw oy:ao+iy th:t th:f th:s dh:d dh:z w:v v:w v:f z:s s:z dx:t t:dx d:t r:w l:w
     hh:k ng:n jh:zh ch:sh y:iy
-    """.split()
+    """.split()  # noqa: SIM905 - pairs are read more easily without quotes
 )
 
 

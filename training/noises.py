@@ -28,7 +28,8 @@ def wander(samples: int, random: np.random.Generator, hertz: float, depth: float
     """A factor round 1 that drifts up and down about ``hertz`` times a second, by ``depth`` (natural logarithm)."""
     points = random.normal(size=max(2, round(samples / RATE * hertz * 2) + 2))
     drift = np.interp(np.linspace(0, len(points) - 1, samples), np.arange(len(points)), points)
-    return np.asarray(np.exp(depth * drift))
+    factors: Sound = np.exp(depth * drift)
+    return factors
 
 
 def tone(samples: int, hertz: float | Sound, strengths: npt.ArrayLike) -> Sound:
