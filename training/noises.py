@@ -47,7 +47,7 @@ def tone(samples: int, hertz: float | Sound, strengths: npt.ArrayLike) -> Sound:
 def _hum(samples: int, random: np.random.Generator) -> Sound:
     mains = float(random.choice([50.0, 60.0, 100.0, 120.0, random.uniform(30, 400)]))
     sound = tone(samples, mains, random.exponential(1, 12) / np.arange(1, 13) ** random.uniform(0.3, 1.5))
-    return sound + random.uniform(0, 0.3) * sound.std() * _unit(coloured(samples, random, random.uniform(0, 2)))
+    return sound + random.uniform(0, 0.3) * float(sound.std()) * _unit(coloured(samples, random, random.uniform(0, 2)))
 
 
 def _steady(samples: int, random: np.random.Generator) -> Sound:
