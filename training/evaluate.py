@@ -9,7 +9,7 @@ import argparse
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,16 +66,31 @@ def decode(nano: Nano, utterances: Sequence[Samples], delay: int, size: int = 64
 
 def _decode_together(nano: Nano, utterances: list[Samples], delay: int) -> list[Said]:
     steps = [(LEFT * STEP + len(samples) + (delay + RIGHT) * STEP - LOOK_AHEAD) // STEP for samples in utterances]
-    audio = heard(nano, utterances, delay, max(steps))
+    logits = torch.stack(list(_steps(nano, utterances, delay, max(steps))), 1)
+    return [
+        Said(LEFT + delay, tuple(tokens[: count - LEFT - delay]))
+        for tokens, count in zip(logits.argmax(-1).tolist(), steps, strict=True)
+    ]
+
+
+@torch.no_grad()
+def log_probabilities(nano: Nano, samples: Samples, delay: int) -> torch.Tensor:
+    """Of every token at every step of one utterance [steps, vocabulary], each step following the likeliest token before."""
+    steps = (LEFT * STEP + len(samples) + (delay + RIGHT) * STEP - LOOK_AHEAD) // STEP
+    return torch.cat(list(_steps(nano, [samples], delay, steps))).log_softmax(-1)
+
+
+def _steps(nano: Nano, utterances: Sequence[Samples], delay: int, steps: int) -> Iterator[torch.Tensor]:
+    """Logits [B, vocabulary] of one step after the other, from the first that is not the prompt's."""
+    audio = heard(nano, utterances, delay, steps)
     decoder, head = nano.voxtral.model.language_model, nano.voxtral.lm_head
     prompt = 1 + LEFT + delay
     condition = nano.voxtral.model.time_embedding(torch.full((1,), float(delay), device=audio.device))[None].to(audio.dtype)
     given = torch.full((len(utterances), prompt), PAD_ID, device=audio.device)
     given[:, 0] = BOS_ID
     cache = DynamicCache(config=decoder.config)
-    said = []
     at = 0
-    while at < max(steps):
+    while at < steps:
         length = given.shape[1]
         hidden = decoder(
             inputs_embeds=decoder.embed_tokens(given) + audio[:, at : at + length],
@@ -83,13 +98,10 @@ def _decode_together(nano: Nano, utterances: list[Samples], delay: int) -> list[
             past_key_values=cache,
             t_cond=condition,
         ).last_hidden_state
-        given = head(hidden[:, -1:]).argmax(-1)
-        said.append(given[:, 0])
+        logits = head(hidden[:, -1])
+        yield logits
+        given = logits.argmax(-1)[:, None]
         at += length
-    together = torch.stack(said, 1).tolist()
-    return [
-        Said(prompt - 1, tuple(tokens[: count - prompt + 1])) for tokens, count in zip(together, steps, strict=True)
-    ]
 
 
 @torch.no_grad()
@@ -191,9 +203,7 @@ def _spread(clips: list[Clip], limit: int | None) -> list[Clip]:
 
 def quick(nano: Nano, folder: Path, utterances: int = 48) -> dict[str, Any]:
     """A short look during training, at 480 ms."""
-    nano.eval()
     (cell,) = evaluate(nano, folder, [6], utterances).values()
-    nano.train()
     return {name: cell.get(name) for name in ("wer", "words", "by_voice", "noise_words_per_minute", "ended", "seconds")}
 
 

@@ -44,9 +44,9 @@ class Shape:
     encoder_width: int = 192
     encoder_hidden: int = 512
     encoder_window: int = 64
-    layers: int = 2
+    layers: int = 3
     width: int = 192
-    hidden: int = 512
+    hidden: int = 384
     window: int = 64
     head_width: int = 32
 
@@ -208,7 +208,7 @@ def windowed_attention(query: Tensor, key: Tensor, value: Tensor, window: int, m
     batch, heads, length, width = query.shape
     blocks = math.ceil(length / window)
     if blocks == 1:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask[0, window - length :][:, :length])
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask[0, :length, window : window + length])
     behind = blocks * window - length
 
     def cut(tensor: Tensor) -> Tensor:

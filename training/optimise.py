@@ -25,7 +25,8 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
     current = current / (current.norm(dim=(1, 2), keepdim=True) * 1.01 + 1e-7)
     for _ in range(steps):
         square = current @ current.transpose(1, 2)
-        current = 3.4445 * current + (-4.7750 * square + 2.0315 * square @ square) @ current
+        change = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        current = torch.baddbmm(current, change, current, beta=3.4445)
     return (current.transpose(1, 2) if tall else current).to(matrices.dtype)
 
 

@@ -22,7 +22,8 @@ import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.examples import IGNORED, Batch, Examples
+from training.corpus import Clips
+from training.examples import IGNORED, Augmentation, Batch, Examples, Pool
 from training.grammar import WORDS
 from training.model import EOS, FIRST_WORD, PAD, TOKENS, WORD, Nano, Shape
 from training.optimise import Optimiser
@@ -52,6 +53,7 @@ class Plan:
     tokens: int
     compiled: bool
     evaluate_minutes: float
+    augmented: bool
     shape: Shape
 
 
@@ -126,6 +128,11 @@ class Tally:
         self.right_words += int(right[targets >= FIRST_WORD].sum())
         self.marks += int((targets == WORD).sum())
         self.right_marks += int(right[targets == WORD].sum())
+
+    @property
+    def data_ms(self) -> float:
+        """Of a step, what making the batch takes."""
+        return round(1000 * self.data_time / max(self.steps, 1), 1)
 
     def line(self) -> dict[str, float]:
         """Means, for the log."""
@@ -269,7 +276,7 @@ class _Run:
             if self._rank:
                 continue
             if progress.step % LOG_STEPS == 0:
-                self._log({"rate": round(scale, 4), **tally.line(), **self._pace(tally, began, before)})
+                self._log({"rate": round(scale, 4), **tally.line(), "data_ms": tally.data_ms})
                 tally = Tally()
             if time.monotonic() - saved > SAVE_SECONDS:
                 saved = time.monotonic()
@@ -321,14 +328,6 @@ class _Run:
         for gradient, part in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def _pace(self, tally: Tally, began: float, before: float) -> dict[str, float]:
-        elapsed = self._progress.minutes - before
-        del began
-        return {
-            "data_ms": round(1000 * tally.data_time / max(tally.steps, 1), 1),
-            "minutes_this_run": round(elapsed, 2),
-        }
-
     def _keep(self, name: str) -> None:
         if self._rank == 0:
             save(self._plan.out / name, self._nano, self._optimiser, self._progress, self._plan)
@@ -353,20 +352,24 @@ class _Run:
 
 
 def _examples(plan: Plan) -> Examples:
-    from training.augment import Augment
-    from training.corpus import Clips
-    from training.examples import Pool
-
     clips = Clips(plan.corpus)
     return Examples(
         Pool(clips.kinds, clips.voices, clips),
-        Augment(device=plan.device),
+        _augmentation(plan),
         seed=plan.seed,
         tokens=plan.tokens,
         size=plan.size,
         delays=plan.delays,
         device=plan.device,
     )
+
+
+def _augmentation(plan: Plan) -> Augmentation | None:
+    if not plan.augmented:
+        return None
+    from training.augment import Augment
+
+    return Augment(device=plan.device)
 
 
 def options(arguments: list[str] | None = None) -> Plan:
@@ -386,7 +389,8 @@ def options(arguments: list[str] | None = None) -> Plan:
     add("--delays", type=int, default=2, help="at which each example is learned, per step")
     add("--tokens", type=int, default=120, help="of audio in an example, 80 ms each")
     add("--evaluate-minutes", type=float, default=10.0)
-    add("--compile", action=argparse.BooleanOptionalAction)
+    add("--augment", action=argparse.BooleanOptionalAction, default=True)
+    add("--compile", action=argparse.BooleanOptionalAction, default=True)
     for name in Shape.__slots__:
         add(f"--{name.replace('_', '-')}", type=int, default=getattr(Shape(), name))
     given = parser.parse_args(arguments)
@@ -404,8 +408,9 @@ def options(arguments: list[str] | None = None) -> Plan:
         size=given.size or (8 if on_cpu else 256),
         delays=given.delays,
         tokens=given.tokens,
-        compiled=given.compile if given.compile is not None else not on_cpu,
+        compiled=given.compile,
         evaluate_minutes=given.evaluate_minutes,
+        augmented=given.augment,
         shape=replace(Shape(), **{name: getattr(given, name) for name in Shape.__slots__}),
     )
 
