@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.augment import Augment
 from training.grammar import WORDS
 from training.model import (
     BOS,
@@ -129,7 +130,7 @@ class Pool:
         if random.random() < 0.06:
             return self._wordless(random, samples)
         words: list[Heard] = []
-        ends = random.random() < 0.25
+        ends = random.random() < 0.35
         limit = len(samples)
         if ends:
             limit = round(len(samples) * random.uniform(0.1, 0.75))
@@ -138,14 +139,13 @@ class Pool:
         if random.random() < 0.7:
             voice = self._voice_of[_one_of(random, self._by_kind["sentence"])]
         many_words = random.random() < 0.12
-        level = 10 ** random.uniform(-1.3, 0.0)
         first = True
         while at < limit:
             clip = self._pick(random, voice, many_words)
             skipped, skipped_words = _cut_in(random, clip) if first and random.random() < 0.1 else (0, 0)
             first = False
             piece = clip.samples[skipped : skipped + len(samples) - at].astype(np.float32) / 32768
-            piece *= level * 10 ** random.uniform(-0.15, 0.15)
+            piece *= 10 ** random.uniform(-0.2, 0.1)
             samples[at : at + len(piece)] += piece
             for word in clip.words[skipped_words:]:
                 start, end = (at - skipped + round(time * SAMPLE_RATE) for time in (word.start_s, word.end_s))
@@ -286,21 +286,13 @@ DELAY_WEIGHTS = np.array([2.0 if delay in (1, 30) else 1.0 for delay in DELAY_TO
 DELAY_WEIGHTS /= DELAY_WEIGHTS.sum()
 
 
-class Augmentation(Protocol):
-    """Variation of waveforms [B, n], of a mel filter bank per example, and of spectrograms."""
-
-    def waveforms(self, waveforms: Tensor) -> Tensor: ...
-    def filters(self, count: int) -> Tensor: ...
-    def spectrograms(self, mel: Tensor) -> Tensor: ...
-
-
 class Examples:
     """Batches by step and rank: the same ones whenever they are asked for, as long as the corpus is the same."""
 
     def __init__(
         self,
         pool: Pool,
-        augmentation: Augmentation | None,
+        augmentation: Augment | None,
         *,
         seed: int,
         tokens: int,
@@ -322,18 +314,18 @@ class Examples:
         streams = [self._pool.stream(random, self._tokens) for _ in range(self._size)]
         waveforms = torch.from_numpy(np.stack([stream.samples for stream in streams])).to(self._device)
         ends = torch.tensor([self._tokens * STEP if s.end is None else s.end for s in streams], device=self._device)
-        power, filters = None, None
+        filters = None
         if self._augmentation is not None:
-            torch.manual_seed(int(random.integers(2**62)))
-            waveforms = self._augmentation.waveforms(waveforms)
-            filters = self._augmentation.filters(self._size)
+            self._augmentation.generator.manual_seed(int(random.integers(2**62)))
+            waveforms = self._augmentation.waveform(waveforms)
+            filters = self._augmentation.filterbanks(self._ears.filters, self._size)
         inside = torch.arange(waveforms.shape[1], device=self._device)[None] < ends[:, None]
         waveforms = F.pad(waveforms * inside, (FRONT * STEP + LOOK_AHEAD, 0))[:, :-LOOK_AHEAD]
         power = self._ears.power(waveforms)
         mel = self._ears.mel(power, filters)
         silent = silent_for(mel).cpu().numpy()
         if self._augmentation is not None:
-            mel = self._augmentation.spectrograms(mel)
+            mel = self._augmentation.mask(mel)
         delays = random.choice(DELAY_TOKENS, size=(self._delays, self._size), p=DELAY_WEIGHTS)
         present = self._present(streams, delays)
         given, targets = self._tokens_of(random, streams, silent, present, delays)

@@ -22,8 +22,9 @@ import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.augment import Augment
 from training.corpus import Clips
-from training.examples import IGNORED, Augmentation, Batch, Examples, Pool
+from training.examples import IGNORED, Batch, Examples, Pool
 from training.grammar import WORDS
 from training.model import EOS, FIRST_WORD, PAD, TOKENS, WORD, Nano, Shape
 from training.optimise import Optimiser
@@ -91,7 +92,7 @@ def _losses(
     scores = nano.scores(hidden).flatten(0, 1)
     weights = torch.ones(TOKENS + 1, device=scores.device)
     weights[PAD] = 0.3
-    weights[EOS] = 0.3
+    weights[EOS] = 0.5
     tokens = F.cross_entropy(scores, targets.flatten(), weight=weights, ignore_index=IGNORED)
     heard = F.linear(frames, nano.sounds.weight.to(frames.dtype), nano.sounds.bias.to(frames.dtype)).float()
     sound = F.cross_entropy(heard.flatten(0, 1), sounds.flatten(), label_smoothing=0.05)
@@ -355,21 +356,13 @@ def _examples(plan: Plan) -> Examples:
     clips = Clips(plan.corpus)
     return Examples(
         Pool(clips.kinds, clips.voices, clips),
-        _augmentation(plan),
+        Augment(plan.seed, plan.device) if plan.augmented else None,
         seed=plan.seed,
         tokens=plan.tokens,
         size=plan.size,
         delays=plan.delays,
         device=plan.device,
     )
-
-
-def _augmentation(plan: Plan) -> Augmentation | None:
-    if not plan.augmented:
-        return None
-    from training.augment import Augment
-
-    return Augment(device=plan.device)
 
 
 def options(arguments: list[str] | None = None) -> Plan:
