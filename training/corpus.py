@@ -23,9 +23,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from training.festival import HABITS
 from training.grammar import WORDS, Part, sentence_of
 from training.noises import NOISES, at_some_level, babble
-from training.voices import PLAIN, RATE, TRAINED_ON, Manner, SpokenOtherwiseError, Voice, voice_named
+from training.speaking import PLAIN, RATE, Manner, SpokenOtherwiseError, Voice
+from training.voices import TRAINED_ON, voice_named
 
 Kind = Literal["sentence", "word", "noise"]
 
@@ -33,6 +35,7 @@ SHARES = {**TRAINED_ON, "noise": 0.15}  # of the sound
 MARGIN_SECONDS = 0.1  # of sound that is kept before the first word and after the last
 LOUDEST = 0.5  # of full scale, in every clip
 CLIPS_OF_SHARD = 400
+LAST_FAILURE = 20
 WORD_SHARE = 0.12  # of the clips: one word alone
 SECONDS_OF_CLIP = 1.9  # on average; only used to tell how many shards are needed
 NOISE_SECONDS = (2.0, 12.0)
@@ -95,7 +98,9 @@ class Clips(Sequence[Clip]):
             samples: npt.NDArray[np.int16] = np.memmap(table.with_suffix(".i16"), "<i2", "r")
             rows = pq.read_table(table, schema=SCHEMA).to_pylist()
             if rows and rows[-1]["first_sample"] + rows[-1]["samples"] != len(samples):
-                raise CorpusError(f"{table}: its sound has {len(samples)} samples; remove both files and make them again")
+                raise CorpusError(
+                    f"{table}: its sound has {len(samples)} samples; remove both files and make them again"
+                )
             for row in rows:
                 self._rows.append((len(self._shards), row["first_sample"], row["first_sample"] + row["samples"]))
                 self._words.append(tuple(SpokenWord(**word) for word in row["words"]))
@@ -157,12 +162,15 @@ def manner(random: np.random.Generator, words: int) -> Manner:
         return float(np.exp(random.uniform(np.log(low), np.log(high))))
 
     halting = random.choice([0.0, 0.15, 0.6], p=[0.5, 0.35, 0.15])
+    strangeness = random.choice([0.0, 0.05, 0.12], p=[0.4, 0.3, 0.3])
     return Manner(
         duration=factor(0.72, 1.45),
         pitch=factor(0.7, 1.5),
         melody=factor(0.4, 2.0),
         formants=factor(0.82, 1.24),
         pauses=tuple(bool(pause) for pause in random.random(words - 1) < halting),
+        speaker=int(random.integers(2**31)),
+        accent=tuple(habit for habit in HABITS if random.random() < strangeness),
         careful=bool(random.random() < 0.4),
     )
 
@@ -175,27 +183,42 @@ def clip_of(voice: Voice, words: Sequence[str], kind: Kind, how: Manner) -> Clip
     samples = spoken.samples[begin:end]
     loudest = max(float(np.abs(samples).max(initial=0.0)), 1e-4)
     timed = (
-        SpokenWord(word, max(0.0, round(start - begin / RATE, 4)), min(len(samples) / RATE, round(stop - begin / RATE, 4)))
+        SpokenWord(
+            word, max(0.0, round(start - begin / RATE, 4)), min(len(samples) / RATE, round(stop - begin / RATE, 4))
+        )
         for word, (start, stop) in zip(words, spoken.times, strict=True)
     )
     return Clip(np.rint(samples * (LOUDEST / loudest * 32_767)).astype(np.int16), tuple(timed), voice.name, kind)
 
 
 def speech(voice: Voice, part: Part, random: np.random.Generator, *, varied: bool) -> Iterator[Clip]:
-    """Clips of one voice without end; what a synthesiser would not say as it stands is left out."""
-    while True:
+    """Clips of one voice without end; what a synthesiser would not say as it stands is left out.
+
+    Raises:
+        CorpusError: it has failed LAST_FAILURE times running.
+    """
+    failures = 0
+    while failures < LAST_FAILURE:
         alone = part == "train" and random.random() < WORD_SHARE
         words = [WORDS[int(random.integers(len(WORDS)))]] if alone else sentence_of(part, random)
         how = manner(random, len(words)) if varied else PLAIN
         try:
-            yield clip_of(voice, words, "word" if alone else "sentence", how)
-        except SpokenOtherwiseError:
+            clip = clip_of(voice, words, "word" if alone else "sentence", how)
+        except SpokenOtherwiseError as error:
+            failures, reason = failures + 1, error
             continue
+        failures = 0
+        yield clip
+    raise CorpusError(
+        f"voice {voice.name}: {LAST_FAILURE} sentences running could not be said; the last: {reason}"
+    ) from reason
 
 
 def non_speech(random: np.random.Generator) -> Iterator[Clip]:
     """Clips in which nothing is said, without end; babble is made of the fastest voice."""
-    voices = [clip_of(voice_named("kal16"), sentence_of("train", random), "sentence", manner(random, 14)) for _ in range(12)]
+    voices = [
+        clip_of(voice_named("kal16"), sentence_of("train", random), "sentence", manner(random, 14)) for _ in range(12)
+    ]
     spoken = [clip.samples.astype(np.float64) for clip in voices]
     names = [*NOISES, "babble", "babble"]
     while True:
@@ -269,7 +292,9 @@ def make(shards: Sequence[Shard], seed: int, folder: Path, processes: int) -> No
 
 def main() -> None:
     """Makes a corpus."""
-    parser = argparse.ArgumentParser(prog="python -m training.corpus", description="Makes the clips that nano is trained on.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.corpus", description="Makes the clips that nano is trained on."
+    )
     parser.add_argument("--hours", type=float, default=8.0, help="of sound, in all (default 8)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="folder; shards that are there already are kept")

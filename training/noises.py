@@ -13,7 +13,9 @@ Sound = npt.NDArray[np.float64]
 QUIETEST_DB, LOUDEST_DB = -55.0, -8.0  # peak of a noise clip, below full scale
 
 
-def coloured(samples: int, random: np.random.Generator, slope: float, low: float = 20.0, high: float = 8_000.0) -> Sound:
+def coloured(
+    samples: int, random: np.random.Generator, slope: float, low: float = 20.0, high: float = 8_000.0
+) -> Sound:
     """Gaussian noise between ``low`` and ``high`` Hz whose power falls as 1/f**slope: 0 is white, 1 pink, 2 brown."""
     spectrum = random.normal(size=samples // 2 + 1) + 1j * random.normal(size=samples // 2 + 1)
     frequencies = np.fft.rfftfreq(samples, 1 / RATE)
@@ -153,7 +155,9 @@ NOISES: MappingProxyType[str, Callable[[int, np.random.Generator], Sound]] = Map
 
 def at_some_level(sound: Sound, name: str, random: np.random.Generator) -> npt.NDArray[np.int16]:
     """As 16-bit samples, with a peak drawn between QUIETEST_DB and LOUDEST_DB, over a floor of less than a bit."""
-    level = random.uniform(QUIETEST_DB - 30, QUIETEST_DB) if name == "nothing" else random.uniform(QUIETEST_DB, LOUDEST_DB)
+    level = (
+        random.uniform(QUIETEST_DB - 30, QUIETEST_DB) if name == "nothing" else random.uniform(QUIETEST_DB, LOUDEST_DB)
+    )
     peak = max(1e-12, float(np.abs(sound).max(initial=0.0)))
     scaled = sound / peak * 10 ** (level / 20) * 32_767 + random.normal(0, 0.5, len(sound))
     return np.clip(np.rint(scaled), -32_768, 32_767).astype(np.int16)
