@@ -53,7 +53,7 @@ class Said:
         return EOS_ID in self.tokens
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def decode(nano: Nano, utterances: Sequence[Samples], delay: int, size: int = 64) -> list[Said]:
     """The likeliest token at every step, for samples in -1..1, at a delay in tokens."""
     order = sorted(range(len(utterances)), key=lambda number: len(utterances[number]))
@@ -73,7 +73,7 @@ def _decode_together(nano: Nano, utterances: list[Samples], delay: int) -> list[
     ]
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def log_probabilities(nano: Nano, samples: Samples, delay: int) -> torch.Tensor:
     """Of every token at every step of one utterance [steps, vocabulary], each step following the likeliest token before."""
     steps = (LEFT * STEP + len(samples) + (delay + RIGHT) * STEP - LOOK_AHEAD) // STEP
@@ -85,7 +85,9 @@ def _steps(nano: Nano, utterances: Sequence[Samples], delay: int, steps: int) ->
     audio = heard(nano, utterances, delay, steps)
     decoder, head = nano.voxtral.model.language_model, nano.voxtral.lm_head
     prompt = 1 + LEFT + delay
-    condition = nano.voxtral.model.time_embedding(torch.full((1,), float(delay), device=audio.device))[None].to(audio.dtype)
+    condition = nano.voxtral.model.time_embedding(torch.full((1,), float(delay), device=audio.device))[None].to(
+        audio.dtype
+    )
     given = torch.full((len(utterances), prompt), PAD_ID, device=audio.device)
     given[:, 0] = BOS_ID
     cache = DynamicCache(config=decoder.config)
@@ -104,7 +106,7 @@ def _steps(nano: Nano, utterances: Sequence[Samples], delay: int, steps: int) ->
         at += length
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def heard(nano: Nano, utterances: Sequence[Samples], delay: int, steps: int) -> torch.Tensor:
     """Audio as the decoder gets it [B, steps, width].
 

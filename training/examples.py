@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from training.augment import Augment
 from training.grammar import WORDS
@@ -104,7 +105,8 @@ class Batch:
     @property
     def seconds(self) -> float:
         """Of audio, padding left out."""
-        return self.mel.shape[0] * (self.mel.shape[2] / MEL_PER_TOKEN - FRONT) * STEP / SAMPLE_RATE
+        tokens = self.mel.shape[2] // MEL_PER_TOKEN - FRONT
+        return float(self.mel.shape[0] * tokens * STEP / SAMPLE_RATE)
 
 
 # ---- streams
@@ -113,7 +115,7 @@ class Batch:
 class Pool:
     """Clips by kind and voice, and streams drawn from them."""
 
-    def __init__(self, kinds: list[str], voices: list[str], clips: ClipSource) -> None:
+    def __init__(self, kinds: Sequence[str], voices: Sequence[str], clips: ClipSource) -> None:
         self._clips = clips
         self._by_kind = {kind: np.flatnonzero(np.array(kinds) == kind) for kind in ("sentence", "word", "noise")}
         names = np.array(voices)
@@ -152,10 +154,7 @@ class Pool:
                 if end <= len(samples):
                     words.append(Heard(INDEX[word.text], max(start, 0), end))
             at += len(clip.samples) - skipped + self._gap(random, many_words)
-        end = None
-        if ends:
-            end = min(at, len(samples))
-            end = math.ceil(end / STEP) * STEP
+        end = math.ceil(min(at, len(samples)) / STEP) * STEP if ends else None
         return Stream(samples, tuple(words), end)
 
     def _gap(self, random: np.random.Generator, many_words: bool) -> int:
@@ -227,7 +226,7 @@ class Ears:
 
     def power(self, waveforms: Tensor) -> Tensor:
         """Spectra [B, 201, n / 160] of waveforms [B, n]; frame k is centred on sample 160 k."""
-        padded = F.pad(waveforms, (WINDOW // 2, WINDOW // 2))
+        padded = functional.pad(waveforms, (WINDOW // 2, WINDOW // 2))
         spectra = torch.stft(padded, WINDOW, HOP, window=self._window, center=False, return_complex=True)
         spectra = spectra[..., : waveforms.shape[1] // HOP]
         return spectra.real.square() + spectra.imag.square()
@@ -320,7 +319,7 @@ class Examples:
             waveforms = self._augmentation.waveform(waveforms)
             filters = self._augmentation.filterbanks(self._ears.filters, self._size)
         inside = torch.arange(waveforms.shape[1], device=self._device)[None] < ends[:, None]
-        waveforms = F.pad(waveforms * inside, (FRONT * STEP + LOOK_AHEAD, 0))[:, :-LOOK_AHEAD]
+        waveforms = functional.pad(waveforms * inside, (FRONT * STEP + LOOK_AHEAD, 0))[:, :-LOOK_AHEAD]
         power = self._ears.power(waveforms)
         mel = self._ears.mel(power, filters)
         silent = silent_for(mel).cpu().numpy()

@@ -18,10 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import VoxtralRealtimeForConditionalGeneration
 
-from training.examples import LEFT, SAMPLE_RATE, WINDOW
-from training.examples import HOP as HOP_SAMPLES
+from training.examples import HOP, LEFT, SAMPLE_RATE, WINDOW
 from training.grammar import WORDS
-from training.model import BYTES, FIRST_WORD_ID, MEL_BINS, POOL, SPECIALS, VOCABULARY, Shape, build
+from training.model import BYTES, MEL_BINS, POOL, SPECIALS, VOCABULARY, Shape, build
 
 SPECIAL_NAMES = {
     0: "<unk>",
@@ -79,7 +78,7 @@ def tekken(delay_ms: int = DEFAULT_DELAY_MS) -> dict[str, Any]:
         "audio": {
             "sampling_rate": SAMPLE_RATE,
             "frame_rate": 12.5,
-            "audio_encoding_config": {"num_mel_bins": MEL_BINS, "hop_length": HOP_SAMPLES, "window_size": WINDOW},
+            "audio_encoding_config": {"num_mel_bins": MEL_BINS, "hop_length": HOP, "window_size": WINDOW},
             "transcription_format": "streaming",
             "transcription_delay_ms": delay_ms,
             "streaming_look_ahead_ms": 2.5,
@@ -103,7 +102,7 @@ def params(shape: Shape, dtype: str = "bfloat16") -> dict[str, Any]:
             "sampling_rate": SAMPLE_RATE,
             "frame_rate": 12.5,
             "num_mel_bins": MEL_BINS,
-            "hop_length": HOP_SAMPLES,
+            "hop_length": HOP,
             "window_size": WINDOW,
             "global_log_mel_max": 1.5,
             "transcription_format": "streaming",

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import VoxtralRealtimeConfig, VoxtralRealtimeForConditionalGeneration
 
 from training.grammar import WORDS
@@ -115,7 +115,7 @@ def build(shape: Shape) -> VoxtralRealtimeForConditionalGeneration:
     return model
 
 
-class Nano(nn.Module):
+class Nano(nn.Module):  # type: ignore[misc]
     """The model with what is there for training alone: two heads on its encoder, which are never exported."""
 
     def __init__(self, shape: Shape) -> None:
@@ -143,8 +143,8 @@ class Nano(nn.Module):
         frames = mel
         for convolution in (embedder.conv1, embedder.conv2):
             weight, bias = convolution.weight.to(mel.dtype), convolution.bias.to(mel.dtype)
-            padded = F.pad(frames, (convolution.left_pad, 0), mode="replicate" if continued else "constant")
-            frames = F.gelu(F.conv1d(padded, weight, bias, stride=convolution.stride))
+            padded = functional.pad(frames, (convolution.left_pad, 0), mode="replicate" if continued else "constant")
+            frames = functional.gelu(functional.conv1d(padded, weight, bias, stride=convolution.stride))
         return frames.transpose(1, 2)
 
     def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,7 +153,7 @@ class Nano(nn.Module):
         frames = _norm(self._layers(tower.layers, frames, self.shape.encoder_window), tower.norm)
         projector = self.voxtral.model.multi_modal_projector
         pooled = frames.reshape(frames.shape[0], -1, POOL * frames.shape[2])
-        return _linear(F.gelu(_linear(pooled, projector.linear_1)), projector.linear_2), frames
+        return _linear(functional.gelu(_linear(pooled, projector.linear_1)), projector.linear_2), frames
 
     def say(self, audio: Tensor, tokens: Tensor, delays: Tensor) -> Tensor:
         """What the decoder thinks [N, T, width] after audio [N, T, width] and tokens [N, T], at delays [N] in tokens."""
@@ -161,13 +161,15 @@ class Nano(nn.Module):
         embedding = decoder.embed_tokens.weight[self.token_ids].to(audio.dtype)
         angles = delays[:, None].float() * self.voxtral.model.time_embedding.inv_freq[None]
         condition = torch.cat((angles.cos(), angles.sin()), -1)[:, None].to(audio.dtype)
-        hidden = self._layers(decoder.layers, audio + F.embedding(tokens, embedding), self.shape.window, condition)
+        hidden = self._layers(
+            decoder.layers, audio + functional.embedding(tokens, embedding), self.shape.window, condition
+        )
         return _norm(hidden, decoder.norm)
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Logits [..., TOKENS + 1] in float32; the last stands for all tokens that are never said, whose scores are zero."""
         embedding = self.voxtral.model.language_model.embed_tokens.weight[self.token_ids].to(hidden.dtype)
-        said = F.linear(hidden, embedding).float()
+        said = functional.linear(hidden, embedding).float()
         others = said.new_full((*said.shape[:-1], 1), math.log(VOCABULARY - TOKENS))
         return torch.cat((said, others), -1)
 
@@ -194,9 +196,11 @@ class Nano(nn.Module):
             seen = _norm(hidden, after)
             if condition is not None:
                 ada = layer.ada_rms_norm
-                seen = seen * (1 + _linear(F.gelu(_linear(condition, ada.linear1)), ada.linear2))
+                seen = seen * (1 + _linear(functional.gelu(_linear(condition, ada.linear1)), ada.linear2))
             mlp = layer.mlp
-            hidden = hidden + _linear(F.silu(_linear(seen, mlp.gate_proj)) * _linear(seen, mlp.up_proj), mlp.down_proj)
+            hidden = hidden + _linear(
+                functional.silu(_linear(seen, mlp.gate_proj)) * _linear(seen, mlp.up_proj), mlp.down_proj
+            )
         return hidden
 
 
@@ -208,15 +212,17 @@ def windowed_attention(query: Tensor, key: Tensor, value: Tensor, window: int, m
     batch, heads, length, width = query.shape
     blocks = math.ceil(length / window)
     if blocks == 1:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask[0, :length, window : window + length])
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask[0, :length, window : window + length]
+        )
     behind = blocks * window - length
 
     def cut(tensor: Tensor) -> Tensor:
-        return F.pad(tensor, (0, 0, 0, behind)).view(batch, heads, blocks, window, width)
+        return functional.pad(tensor, (0, 0, 0, behind)).view(batch, heads, blocks, window, width)
 
     def with_previous(tensor: Tensor) -> Tensor:
         blocked = cut(tensor)
-        previous = F.pad(blocked[:, :, :-1], (0, 0, 0, 0, 1, 0))
+        previous = functional.pad(blocked[:, :, :-1], (0, 0, 0, 0, 1, 0))
         return torch.cat((previous, blocked), 3)
 
     weights = cut(query) @ with_previous(key).transpose(3, 4) * width**-0.5 + mask
@@ -249,7 +255,7 @@ def _rotate(heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
 
 def _linear(hidden: Tensor, layer: Any) -> Tensor:
     bias = layer.bias
-    return F.linear(hidden, layer.weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
+    return functional.linear(hidden, layer.weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
 
 
 def _norm(hidden: Tensor, norm: Any) -> Tensor:

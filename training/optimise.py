@@ -42,7 +42,9 @@ class Optimiser:
         for name, tensor in inside:
             self._matrices[(tensor.shape[0], tensor[0].numel())].append(tensor)
             chosen.add(name)
-        self._momentum = {size: torch.zeros(len(group), *size, device=group[0].device) for size, group in self._matrices.items()}
+        self._momentum = {
+            size: torch.zeros(len(group), *size, device=group[0].device) for size, group in self._matrices.items()
+        }
         self._adam = torch.optim.AdamW(
             [tensor for name, tensor in named if name not in chosen],
             lr=OTHER_RATE,
@@ -51,7 +53,7 @@ class Optimiser:
             fused=True,
         )
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, scale: float) -> None:
         for group in self._adam.param_groups:
             group["lr"] = OTHER_RATE * scale

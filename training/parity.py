@@ -130,13 +130,12 @@ async def _stream(engine: Any, samples: Samples, name: str) -> tuple[list[int], 
         temperature=0.0, max_tokens=1, output_kind=RequestOutputKind.DELTA, logprobs=-1, skip_clone=True
     )
     tokens: list[int] = []
-    rows = []
+    rows: list[list[float]] = []
     async for output in engine.generate(prompt=inputs(), sampling_params=sampling, request_id=name):
         completion = output.outputs[0]
         tokens += completion.token_ids
         said.put_nowait(list(completion.token_ids))
-        for step in completion.logprobs or ():
-            rows.append([step[token].logprob for token in range(len(step))])
+        rows += [[step[token].logprob for token in range(len(step))] for step in completion.logprobs or ()]
     return tokens, torch.tensor(rows)
 
 

@@ -43,7 +43,7 @@ PRONUNCIATIONS = MappingProxyType(
     {word: tuple(sounds) for word, *sounds in (entry.split() for entry in _TEXT.split("|"))}
 )
 SOUNDS: tuple[str, ...] = tuple(sorted({sound for sounds in PRONUNCIATIONS.values() for sound in sounds}))
-_SHORT = frozenset("P T K B D G".split())
+_SHORT = frozenset("PTKBDG")
 _VOWEL_LETTERS = frozenset("AEIOU")
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 import torch.distributed as distributed
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from training.augment import Augment
 from training.corpus import Clips
@@ -85,7 +85,7 @@ def _losses(
     ended: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     audio, frames = nano.hear(mel, present, continued=True)
-    repeats, examples, length = given.shape
+    repeats, _, length = given.shape
     unheard = length - audio.shape[1]  # of the left padding: all of it sounds alike
     whole = torch.cat((audio[:, 1:2].expand(-1, unheard, -1), audio), 1)
     hidden = nano.say(whole.repeat(repeats, 1, 1), given.flatten(0, 1), delays.flatten())
@@ -93,13 +93,13 @@ def _losses(
     weights = torch.ones(TOKENS + 1, device=scores.device)
     weights[PAD] = 0.3
     weights[EOS] = 0.5
-    tokens = F.cross_entropy(scores, targets.flatten(), weight=weights, ignore_index=IGNORED)
-    heard = F.linear(frames, nano.sounds.weight.to(frames.dtype), nano.sounds.bias.to(frames.dtype)).float()
-    sound = F.cross_entropy(heard.flatten(0, 1), sounds.flatten(), label_smoothing=0.05)
-    over = F.linear(audio, nano.ended.weight.to(audio.dtype), nano.ended.bias.to(audio.dtype)).float()
+    tokens = functional.cross_entropy(scores, targets.flatten(), weight=weights, ignore_index=IGNORED)
+    heard = functional.linear(frames, nano.sounds.weight.to(frames.dtype), nano.sounds.bias.to(frames.dtype)).float()
+    sound = functional.cross_entropy(heard.flatten(0, 1), sounds.flatten(), label_smoothing=0.05)
+    over = functional.linear(audio, nano.ended.weight.to(audio.dtype), nano.ended.bias.to(audio.dtype)).float()
     quiet = torch.ones(1 + len(WORDS), device=scores.device)
     quiet[0] = 0.3
-    word = F.cross_entropy(over.flatten(0, 1), ended.flatten(), weight=quiet)
+    word = functional.cross_entropy(over.flatten(0, 1), ended.flatten(), weight=quiet)
     return tokens, sound, word, scores.argmax(-1)
 
 
@@ -191,7 +191,8 @@ def load_nano(path: Path, device: str = "cpu") -> Nano:
     content = load(path, device)
     nano = Nano(Shape(**content["shape"])).to(device)
     nano.load_state_dict(content["weights"])
-    return nano.eval()
+    nano.eval()
+    return nano
 
 
 # ---- the run
