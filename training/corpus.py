@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ from training.festival import HABITS
 from training.grammar import WORDS, Part, sentence_of
 from training.noises import NOISES, at_some_level, babble
 from training.speaking import PLAIN, RATE, Manner, SpokenOtherwiseError, Voice
-from training.voices import TRAINED_ON, voice_named
+from training.voices import SPEAKERS_FOR_TESTS, TRAINED_ON, voice_named
 
 Kind = Literal["sentence", "word", "noise"]
 
@@ -36,6 +36,8 @@ MARGIN_SECONDS = 0.1  # of sound that is kept before the first word and after th
 LOUDEST = 0.5  # of full scale, in every clip
 CLIPS_OF_SHARD = 400
 LAST_FAILURE = 20
+DEVELOPMENT_VOICES = ("slt", "rms", "kal16")
+DEVELOPMENT_CLIPS = 150  # of these voices, and as many of strangers
 WORD_SHARE = 0.12  # of the clips: one word alone
 SECONDS_OF_CLIP = 1.9  # on average; only used to tell how many shards are needed
 NOISE_SECONDS = (2.0, 12.0)
@@ -274,6 +276,13 @@ def plan(hours: float, shares: Mapping[str, float]) -> list[Shard]:
     return sorted(shards, key=lambda shard: (shard.number + 0.5) / totals[shard.voice])
 
 
+def development_plan() -> list[Shard]:
+    """For choosing settings: new sentences, voices as their makers left them, half of them by a speaker who is not trained on."""
+    clips = dict.fromkeys(DEVELOPMENT_VOICES, DEVELOPMENT_CLIPS // len(DEVELOPMENT_VOICES))
+    clips |= dict.fromkeys(SPEAKERS_FOR_TESTS, DEVELOPMENT_CLIPS // len(SPEAKERS_FOR_TESTS))
+    return [Shard(voice, 0, count, "development", varied=False) for voice, count in clips.items()]
+
+
 def make(shards: Sequence[Shard], seed: int, folder: Path, processes: int) -> None:
     """Makes those shards that are not there yet, and says on one line how far it is."""
     waiting = [shard for shard in shards if not (folder / f"{shard.name}.parquet").exists()]
@@ -281,6 +290,8 @@ def make(shards: Sequence[Shard], seed: int, folder: Path, processes: int) -> No
     with ProcessPoolExecutor(processes) as pool:
         running = [pool.submit(make_shard, shard, seed, folder) for shard in waiting]
         for made in as_completed(running):
+            if made.exception() is not None:
+                pool.shutdown(cancel_futures=True)
             seconds += made.result()
             done += 1
             took = time.monotonic() - started
@@ -300,11 +311,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder; shards that are there already are kept")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--voices", help=f"comma-separated, of {', '.join(SHARES)}; all by default")
+    parser.add_argument("--development", action="store_true", help="instead: a few hundred clips to choose settings by")
     options = parser.parse_args()
     chosen = options.voices.split(",") if options.voices else list(SHARES)
     if unknown := set(chosen) - set(SHARES):
         parser.error(f"--voices: {', '.join(sorted(unknown))} unknown; there are {', '.join(SHARES)}")
-    make(plan(options.hours, {voice: SHARES[voice] for voice in chosen}), options.seed, options.out, options.processes)
+    shards = development_plan() if options.development else plan(options.hours, {voice: SHARES[voice] for voice in chosen})
+    make(shards, options.seed, options.out, options.processes)
     clips = Clips(options.out)
     print(f"{len(clips)} clips, {clips.seconds / 3_600:.2f} h in {options.out}")
     lengths = clips.lengths_seconds()

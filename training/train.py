@@ -1,7 +1,8 @@
 """Trains nano: ``python -m training.train --corpus FOLDER --out FOLDER --minutes 150``. Stopped and started again, it goes on.
 
-The budget is in minutes of training, kept in the state over any number of runs. The learning rate is flat until the last
-``--decay-minutes`` of it; the state from before that is kept too (``flat.pt``), to be trained on with a larger budget.
+The budget is in minutes of processor time of each core (on an accelerator: of time), kept in the state over any number of runs, so that
+others who use the machine make a run longer but not worse. The learning rate is flat until the last ``--decay-minutes`` of it; the state
+from before that is kept too (``flat.pt``), to be trained on with a larger budget. Clips that come into the corpus meanwhile are used.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from training.optimise import Optimiser
 WARM_UP_STEPS = 60
 SAVE_SECONDS = 180.0
 LOG_STEPS = 20
+LOOK_STEPS = 100  # after so many the corpus is looked at again
 AUXILIARY = 0.5
 """Weight of the two losses on the encoder, which fades with the learning rate."""
 
@@ -163,6 +165,7 @@ class Progress:
 
     step: int = 0
     minutes: float = 0.0
+    wall_minutes: float = 0.0
     audio_seconds: float = 0.0
 
 
@@ -241,11 +244,19 @@ class _Run:
         self._state_path = plan.out / "state.pt"
         if self._state_path.exists():
             self._resume()
-        self._examples = _examples(plan)
+        self._shards = 0
+        self._look_for_clips()
         self._losses: Callable[..., tuple[Tensor, ...]] = (
             torch.compile(_losses, dynamic=False) if plan.compiled else _losses
         )
         self._flat_kept = (plan.out / "flat.pt").exists()
+
+    def _look_for_clips(self) -> None:
+        """Take up what the corpus has now."""
+        shards = len(list(self._plan.corpus.glob("*.parquet")))
+        if shards != self._shards or not shards:
+            self._shards = shards
+            self._examples = _examples(self._plan)
 
     def _resume(self) -> None:
         content = load(self._state_path, self._plan.device)
@@ -262,23 +273,28 @@ class _Run:
             signal.signal(signal.SIGINT, self._stop)
             count = sum(tensor.numel() for tensor in self._nano.voxtral.parameters())
             print(f"{count:,} parameters, from step {progress.step}, minute {progress.minutes:.1f}", flush=True)
-        began, before = time.monotonic(), progress.minutes
-        saved, evaluated = began, progress.minutes
+        clock = time.process_time if plan.device == "cpu" else time.monotonic
+        began, before = clock(), progress.minutes
+        wall_began, wall_before = time.monotonic(), progress.wall_minutes
+        saved, evaluated = wall_began, progress.minutes
         tally = Tally()
         while True:
             if self._rank == 0:
-                progress.minutes = before + (time.monotonic() - began) / 60
+                progress.minutes = before + (clock() - began) / 60
+                progress.wall_minutes = wall_before + (time.monotonic() - wall_began) / 60
             over, scale = self._agree()
             if over:
                 break
             if scale < 1 and progress.step > WARM_UP_STEPS and not self._flat_kept:
                 self._flat_kept = True
                 self._keep("flat.pt")
+            if progress.step % LOOK_STEPS == 0:
+                self._look_for_clips()
             self._step(tally, scale)
             if self._rank:
                 continue
             if progress.step % LOG_STEPS == 0:
-                self._log({"rate": round(scale, 4), **tally.line(), "data_ms": tally.data_ms})
+                self._log({"rate": round(scale, 4), "shards": self._shards, **tally.line(), "data_ms": tally.data_ms})
                 tally = Tally()
             if time.monotonic() - saved > SAVE_SECONDS:
                 saved = time.monotonic()
@@ -339,6 +355,7 @@ class _Run:
         head = {
             "step": progress.step,
             "minutes": round(progress.minutes, 3),
+            "wall_minutes": round(progress.wall_minutes, 3),
             "audio_seconds": round(progress.audio_seconds),
         }
         text = json.dumps(head | line)
