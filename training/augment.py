@@ -66,7 +66,8 @@ class Augment:
         sound = sound + level * (self._noise(batch, samples) + self._babble(sound / level) + self._hum(batch, samples))
         spectrum = torch.fft.rfft(sound, length)
         rooms = self._chosen(ROOM, batch).nonzero().squeeze(1)
-        spectrum[rooms] *= torch.fft.rfft(self._rooms(len(rooms)), length)
+        if len(rooms):  # the FFT of no rows is an error in some libraries
+            spectrum[rooms] *= torch.fft.rfft(self._rooms(len(rooms)), length)
         spectrum *= self._response(batch, length)
         heard = torch.fft.irfft(spectrum, length)[:, :samples]
         return self._line(heard)
