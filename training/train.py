@@ -47,6 +47,7 @@ class Plan:
     development: Path | None
     minutes: float
     decay_minutes: float
+    steps: int | None
     seed: int
     device: str
     ranks: int
@@ -315,6 +316,7 @@ class _Run:
         """Whether it is over, and the scale of the learning rate: the first rank's clock counts."""
         plan, progress = self._plan, self._progress
         over = self._asked_to_stop or progress.minutes >= plan.minutes
+        over = over or (plan.steps is not None and progress.step >= plan.steps)
         word = torch.tensor([float(over), rate_scale(progress.step, progress.minutes, plan)], dtype=torch.float64)
         if plan.ranks > 1:
             distributed.broadcast(word, 0)
@@ -392,6 +394,7 @@ def options(arguments: list[str] | None = None) -> Plan:
     add("--development", type=Path, help="corpus on which the word error rate is followed")
     add("--minutes", type=float, default=150.0, help="of training, those of earlier runs included")
     add("--decay-minutes", type=float, default=30.0, help="the last of them, in which the learning rate falls")
+    add("--steps", type=int, help="stop when so many are done, those of earlier runs included")
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--ranks", type=int, help="processes; one per core on a CPU")
@@ -412,6 +415,7 @@ def options(arguments: list[str] | None = None) -> Plan:
         development=given.development,
         minutes=given.minutes,
         decay_minutes=given.decay_minutes,
+        steps=given.steps,
         seed=given.seed,
         device=given.device,
         ranks=given.ranks or (len(os.sched_getaffinity(0)) if on_cpu else 1),
