@@ -24,6 +24,7 @@ from training.grammar import WORDS
 from training.model import FIRST_WORD_ID, TOKEN_IDS, VOCABULARY, Nano, Shape
 
 ROOT = Path(__file__).parents[2]
+ENGINE_SECONDS = 600.0  # for two engines to start, one after the other
 SMALL = Shape(
     encoder_layers=2, encoder_width=64, encoder_hidden=96, encoder_window=24, layers=2, width=64, hidden=96, window=20
 )
@@ -83,6 +84,7 @@ def test_mistral_common_knows_the_words_and_the_audio(tmp_path: Path) -> None:
     assert all(tokenizer.is_special(token) for token in TOKEN_IDS[:4])
 
 
+@pytest.mark.timeout(1.2 * ENGINE_SECONDS)
 def test_vllm_says_what_transformers_says(nano: Nano, tmp_path: Path) -> None:
     """In float32, step by step: the same tokens, and log-probabilities that differ by rounding only."""
     write(nano.voxtral, SMALL, tmp_path / "nano", torch.bfloat16)
@@ -101,7 +103,7 @@ def test_vllm_says_what_transformers_says(nano: Nano, tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=ENGINE_SECONDS,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
