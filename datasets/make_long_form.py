@@ -1,4 +1,4 @@
-"""Writes the manifests of long-form-3m and long-form-15m: which utterances of spoken-en follow each other, after how much silence.
+"""Writes the manifests of the joined datasets: which utterances of another follow each other, after how much silence.
 
 python datasets/make_long_form.py            # from the repository root; the seed is fixed, so it gives the same again
 """
@@ -12,7 +12,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SEED = 1_503
-RECORDINGS = {"long-form-3m": (2, 180.0), "long-form-15m": (1, 900.0)}  # how many, and how many seconds each at most
+RECORDINGS = {  # of which utterances, how many recordings, and how many seconds each at most
+    "long-form-3m": ("spoken-en", 2, 180.0),
+    "long-form-15m": ("spoken-en", 1, 900.0),
+    "spoken-numbers-30m": ("spoken-numbers", 1, 1_800.0),
+}
 
 
 def pauses(dice: random.Random) -> float:
@@ -27,17 +31,17 @@ def shuffled_without_end(names: list[str], dice: random.Random) -> Iterator[str]
 
 
 def main() -> None:
-    """Writes both manifests."""
-    rows = [json.loads(line) for line in (HERE / "spoken-en" / "manifest.jsonl").read_text("utf-8").splitlines()]
-    seconds = {row["id"]: row["seconds"] for row in rows}
-    for name, (count, limit_seconds) in RECORDINGS.items():
+    """Writes the manifests."""
+    for name, (source, count, limit_seconds) in RECORDINGS.items():
+        rows = [json.loads(line) for line in (HERE / source / "manifest.jsonl").read_text("utf-8").splitlines()]
+        seconds = {row["id"]: row["seconds"] for row in rows}
         dice = random.Random(f"{SEED}/{name}")
         order = shuffled_without_end(list(seconds), dice)
         lines = []
         for number in range(1, count + 1):
             parts, total, gap = [], 0.0, 0.5
             while total + gap + seconds[piece := next(order)] <= limit_seconds:
-                parts.append({"from": "spoken-en", "id": piece, "gap": gap})
+                parts.append({"from": source, "id": piece, "gap": gap})
                 total += gap + seconds[piece]
                 gap = pauses(dice)
             lines.append(json.dumps({"id": f"{name}-{number}", "tags": {"kind": "long-form"}, "parts": parts}))

@@ -12,28 +12,14 @@ generator: the same seed, device and sequence of calls give the same sound.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 RATE = 16_000
 
-ROOM, NOISE, HUM, BABBLE, EQUALISER, TELEPHONE, RUMBLE_CUT, CLIPPING, MU_LAW = (
-    0.4,
-    0.8,
-    0.1,
-    0.2,
-    0.6,
-    0.35,
-    0.25,
-    0.1,
-    0.1,
-)
-WARP, FREQUENCY_MASKS, TIME_MASKS = 0.8, 0.5, 0.4  # probabilities, each for every example by itself
-
-SNR_DB = (5.0, 45.0)
 BABBLE_SNR_DB = (12.0, 35.0)
-GAIN_DB = (-24.0, 4.0)
 ROOM_SECONDS = (0.1, 0.7)  # until the tail has lost 60 dB
 DIRECT_TO_REVERBERANT_DB = (-2.0, 18.0)
 ECHOES = 6
@@ -48,10 +34,35 @@ NOISE_SAMPLES = 60 * RATE
 MASKED_MELS, MASKED_FRAMES = 16, 8  # at most, in one mask
 
 
+@dataclass(frozen=True, slots=True)
+class Chances:
+    """How probable each kind of variation is for an example by itself; levels are drawn evenly between two ends."""
+
+    room: float = 0.4
+    noise: float = 0.8
+    hum: float = 0.1
+    babble: float = 0.2
+    equaliser: float = 0.6
+    telephone: float = 0.35
+    rumble_cut: float = 0.25
+    clipping: float = 0.1
+    mu_law: float = 0.1
+    warp: float = 0.8
+    frequency_masks: float = 0.5
+    time_masks: float = 0.4
+    snr_db: tuple[float, float] = (5.0, 45.0)
+    gain_db: tuple[float, float] = (-24.0, 4.0)
+
+
+USUAL = Chances()
+NONE = Chances(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, gain_db=(0.0, 0.0))
+
+
 class Augment:
     """Draws a room, noises, a microphone, a line and a throat for every example."""
 
-    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, seed: int, device: torch.device | str = "cpu", chances: Chances = USUAL) -> None:
+        self.chances = chances
         self.device = torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self._noises = self._make_noises()
@@ -59,14 +70,20 @@ class Augment:
     # ---- waveforms -------------------------------------------------------------------------------------------------------
 
     def waveform(self, sound: Tensor) -> Tensor:
-        """The same speech somewhere else: [batch, samples] in and out."""
+        """The same speech somewhere else: [batch, samples] in and out.
+
+        Raises:
+            ValueError: it is as long as the noises that were made at the start, NOISE_SAMPLES.
+        """
         batch, samples = sound.shape
+        if samples >= NOISE_SAMPLES:
+            raise ValueError(f"{samples} samples: at most {NOISE_SAMPLES - 1} can be varied at once")
         length = _fast_length(samples + LONGEST_ROOM)
         level = _speech_level(sound)
-        sound = sound + level * (self._noise(batch, samples) + self._babble(sound / level) + self._hum(batch, samples))
+        sound = sound + level * (self._noise(batch, samples) + self._hum(batch, samples)) + self._babble(sound, level)
         spectrum = torch.fft.rfft(sound, length)
-        rooms = self._chosen(ROOM, batch).nonzero().squeeze(1)
-        if len(rooms):  # the FFT of no rows is an error in some libraries
+        rooms = self._chosen(self.chances.room, batch).nonzero().squeeze(1)
+        if len(rooms):  # no FFT takes an empty batch
             spectrum[rooms] *= torch.fft.rfft(self._rooms(len(rooms)), length)
         spectrum *= self._response(batch, length)
         heard = torch.fft.irfft(spectrum, length)[:, :samples]
@@ -75,31 +92,32 @@ class Augment:
     def _noise(self, batch: int, samples: int) -> Tensor:
         """Steady noise below a speech level of 1: a stretch of the noises that were made at the start, from anywhere."""
         which = torch.randint(len(NOISE_SLOPES), (batch,), generator=self.generator, device=self.device)
-        first = torch.randint(NOISE_SAMPLES, (batch, 1), generator=self.generator, device=self.device)
-        at = (first + torch.arange(samples, device=self.device)) % NOISE_SAMPLES
-        amplitude = _amplitude(-self._uniform(*SNR_DB, batch)) * self._chosen(NOISE, batch)
-        return self._noises[which[:, None], at] * amplitude[:, None]
+        first = torch.randint(NOISE_SAMPLES - samples, (batch,), generator=self.generator, device=self.device)
+        amplitude = _amplitude(-self._uniform(*self.chances.snr_db, batch)) * self._chosen(self.chances.noise, batch)
+        return self._noises.unfold(1, samples, 1)[which, first] * amplitude[:, None]
 
-    def _babble(self, sound: Tensor) -> Tensor:
-        """Other speakers of the batch, backwards, so that none of their words is said."""
-        batch = len(sound)
-        order = torch.randperm(batch, generator=self.generator, device=self.device)
-        amplitude = _amplitude(-self._uniform(*BABBLE_SNR_DB, batch)) * self._chosen(BABBLE, batch)
-        backwards = sound[order].flip(1)
-        shift = sound.shape[1] // 3
-        return (backwards + 0.7 * backwards.roll((1, shift), (0, 1))) * amplitude[:, None]
+    def _babble(self, sound: Tensor, level: Tensor) -> Tensor:
+        """Two other speakers of the batch, backwards, so that none of their words is said."""
+        babble = torch.zeros_like(sound)
+        chosen = self._chosen(self.chances.babble, len(sound)).nonzero().squeeze(1)
+        amplitude = _amplitude(-self._uniform(*BABBLE_SNR_DB, len(chosen)))[:, None] * level[chosen]
+        for _ in range(2):
+            others = torch.randint(len(sound), (len(chosen),), generator=self.generator, device=self.device)
+            babble[chosen] += (sound[others] / level[others]).flip(1) * amplitude
+        return babble
 
     def _hum(self, batch: int, samples: int) -> Tensor:
         """Mains and their harmonics, for the few examples that have them."""
         hum = torch.zeros(batch, samples, device=self.device)
-        chosen = self._chosen(HUM, batch).nonzero().squeeze(1)
+        chosen = self._chosen(self.chances.hum, batch).nonzero().squeeze(1)
         if len(chosen):
             mains = 50.0 + 10.0 * self._chosen(0.5, len(chosen))
             phase = 2 * math.pi / RATE * mains[:, None] * torch.arange(samples, device=self.device)
             strengths = self._uniform(0, 1, len(chosen), 4)
             partials = (strengths[:, number - 1, None] * torch.sin(number * phase) for number in range(1, 5))
             hum[chosen] = (
-                sum(partials, torch.zeros_like(phase)) * _amplitude(-self._uniform(*SNR_DB, len(chosen)))[:, None]
+                sum(partials, torch.zeros_like(phase))
+                * _amplitude(-self._uniform(*self.chances.snr_db, len(chosen)))[:, None]
             )
         return hum
 
@@ -122,17 +140,18 @@ class Augment:
         points = 513  # drawn coarsely, then stretched: what is drawn has no detail finer than that
         hertz = torch.linspace(0, RATE / 2, points, device=self.device)
         knots = (
-            self._uniform(-EQUALISER_DB, EQUALISER_DB, batch, EQUALISER_KNOTS) * self._chosen(EQUALISER, batch)[:, None]
+            self._uniform(-EQUALISER_DB, EQUALISER_DB, batch, EQUALISER_KNOTS)
+            * self._chosen(self.chances.equaliser, batch)[:, None]
         )
         octaves = torch.log2(1 + hertz / 250) / math.log2(1 + RATE / 2 / 250) * (EQUALISER_KNOTS - 1)
         gain_db = _between(knots, octaves.expand(batch, -1))
         edge = self._uniform(*TELEPHONE_HERTZ, batch)[:, None]
         slope_db = self._uniform(25, 90, batch)[:, None] / self._uniform(40, 400, batch)[:, None]
         depth_db = torch.clamp((hertz - edge) * slope_db, 0, 90)
-        gain_db -= depth_db * self._chosen(TELEPHONE, batch)[:, None]
+        gain_db -= depth_db * self._chosen(self.chances.telephone, batch)[:, None]
         edge = self._uniform(*RUMBLE_HERTZ, batch)[:, None]
         cut_db = torch.clamp((edge - hertz) / edge, 0) * self._uniform(10, 50, batch)[:, None]
-        gain_db -= cut_db * self._chosen(RUMBLE_CUT, batch)[:, None]
+        gain_db -= cut_db * self._chosen(self.chances.rumble_cut, batch)[:, None]
         return torch.nn.functional.interpolate(
             _amplitude(gain_db)[:, None], length // 2 + 1, mode="linear", align_corners=True
         )[:, 0]
@@ -140,11 +159,13 @@ class Augment:
     def _line(self, sound: Tensor) -> Tensor:
         """Level, overload and a coarse codec, as a digital line has them."""
         batch = len(sound)
-        sound = sound * _amplitude(self._uniform(*GAIN_DB, batch))[:, None]
+        sound = sound * _amplitude(self._uniform(*self.chances.gain_db, batch))[:, None]
         peak = sound.abs().amax(1, keepdim=True).clamp(min=1e-6)
-        ceiling = torch.where(self._chosen(CLIPPING, batch), self._uniform(0.2, 0.9, batch), 1.0)[:, None] * peak
+        ceiling = (
+            torch.where(self._chosen(self.chances.clipping, batch), self._uniform(0.2, 0.9, batch), 1.0)[:, None] * peak
+        )
         sound = torch.minimum(torch.maximum(sound, -ceiling), ceiling).clamp(-1, 1)
-        coded = self._chosen(MU_LAW, batch).nonzero().squeeze(1)
+        coded = self._chosen(self.chances.mu_law, batch).nonzero().squeeze(1)
         sound[coded] = _mu_law(sound[coded])
         return sound
 
@@ -155,7 +176,7 @@ class Augment:
         count = filters.shape[0]
         low, high = (math.log(factor) for factor in WARP_FACTOR)
         factors = torch.exp(self._uniform(low, high, batch, 1) + WARP_WOBBLE * self._normal(batch, WARP_KNOTS))
-        factors = torch.where(self._chosen(WARP, batch)[:, None], factors, 1.0)
+        factors = torch.where(self._chosen(self.chances.warp, batch)[:, None], factors, 1.0)
         places = torch.linspace(0, WARP_KNOTS - 1, count, device=self.device)
         read = torch.cumsum(_between(factors, places.expand(batch, -1)), 1)
         read = read - read[:, :1]  # where each frequency is found in the unwarped filters
@@ -167,8 +188,8 @@ class Augment:
         batch, mels, frames = mel.shape
         hidden = torch.zeros(batch, mels, frames, dtype=torch.bool, device=self.device)
         for _ in range(2):
-            hidden |= self._stretch(batch, mels, MASKED_MELS, FREQUENCY_MASKS)[:, :, None]
-            hidden |= self._stretch(batch, frames, MASKED_FRAMES, TIME_MASKS)[:, None, :]
+            hidden |= self._stretch(batch, mels, MASKED_MELS, self.chances.frequency_masks)[:, :, None]
+            hidden |= self._stretch(batch, frames, MASKED_FRAMES, self.chances.time_masks)[:, None, :]
         return torch.where(hidden, mel.mean((1, 2), keepdim=True), mel)
 
     def _stretch(self, batch: int, length: int, longest: int, probability: float) -> Tensor:
@@ -232,4 +253,4 @@ def _mu_law(sound: Tensor) -> Tensor:
 
 def _fast_length(samples: int) -> int:
     """The next length that an FFT is quick at: a small odd number times a power of two."""
-    return min(odd * 2 ** math.ceil(math.log2(samples / odd)) for odd in (1, 3, 5, 9, 15))
+    return min(odd << max(0, math.ceil(math.log2(samples / odd))) for odd in (1, 3, 5, 9, 15))

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -97,12 +97,14 @@ class Clips(Sequence[Clip]):
         self.voices: list[str] = []
         self.kinds: list[Kind] = []
         for table in tables:
-            samples: npt.NDArray[np.int16] = np.memmap(table.with_suffix(".i16"), "<i2", "r")
             rows = pq.read_table(table, schema=SCHEMA).to_pylist()
-            if rows and rows[-1]["first_sample"] + rows[-1]["samples"] != len(samples):
+            sound = table.with_suffix(".i16")
+            size = sound.stat().st_size // 2 if sound.exists() else 0
+            if rows[-1]["first_sample"] + rows[-1]["samples"] != size:
                 raise CorpusError(
-                    f"{table}: its sound has {len(samples)} samples; remove both files and make them again"
+                    f"{table}: its sound has {size} samples, which are not all; remove it and make it again"
                 )
+            samples: npt.NDArray[np.int16] = np.memmap(sound, "<i2", "r")
             for row in rows:
                 self._rows.append((len(self._shards), row["first_sample"], row["first_sample"] + row["samples"]))
                 self._words.append(tuple(SpokenWord(**word) for word in row["words"]))
@@ -134,7 +136,7 @@ class Clips(Sequence[Clip]):
 
 
 def write_shard(folder: Path, name: str, clips: Sequence[Clip]) -> None:
-    """Writes a shard; its table comes last, and by a renaming, so that a table is never without its sound."""
+    """Writes a shard of one clip or more; its table comes last, and by a renaming, so that a table is never without its sound."""
     folder.mkdir(parents=True, exist_ok=True)
     ends = np.cumsum([len(clip.samples) for clip in clips])
     rows = [
@@ -147,7 +149,7 @@ def write_shard(folder: Path, name: str, clips: Sequence[Clip]) -> None:
         }
         for clip, end in zip(clips, ends, strict=True)
     ]
-    sound = np.concatenate([clip.samples for clip in clips] or [np.zeros(0, np.int16)])
+    sound = np.concatenate([clip.samples for clip in clips])
     sound.astype("<i2").tofile(folder / f"{name}.i16")
     unfinished = folder / f"{name}.parquet.part"
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), unfinished)
@@ -252,10 +254,10 @@ NOISE = "noise"
 def make_shard(shard: Shard, seed: int, folder: Path) -> float:
     """Makes one shard; how many seconds of sound it holds."""
     random = np.random.default_rng([seed, shard.number, *shard.voice.encode()])
-    if shard.voice == NOISE:
-        source = non_speech(random)
-    else:
-        source = speech(voice_named(shard.voice), shard.part, random, varied=shard.varied)
+    voice = shard.voice
+    source = (
+        non_speech(random) if voice == NOISE else speech(voice_named(voice), shard.part, random, varied=shard.varied)
+    )
     clips = [next(source) for _ in range(shard.clips)]
     write_shard(folder, shard.name, clips)
     return sum(len(clip.samples) for clip in clips) / RATE
@@ -270,8 +272,7 @@ def plan(hours: float, shares: Mapping[str, float]) -> list[Shard]:
         length = SECONDS_OF_CLIP / 7 if voice == NOISE else 1.0  # noise clips last 7 s on average
         wanted = max(1, round(clips * share / total * length))
         count = max(1, round(wanted / CLIPS_OF_SHARD))
-        for number in range(count):
-            shards.append(Shard(voice, number, max(1, wanted // count), "train", varied=True))
+        shards += [Shard(voice, number, max(1, wanted // count), "train", varied=True) for number in range(count)]
     totals = {voice: sum(shard.voice == voice for shard in shards) for voice in shares}
     return sorted(shards, key=lambda shard: (shard.number + 0.5) / totals[shard.voice])
 
@@ -316,7 +317,9 @@ def main() -> None:
     chosen = options.voices.split(",") if options.voices else list(SHARES)
     if unknown := set(chosen) - set(SHARES):
         parser.error(f"--voices: {', '.join(sorted(unknown))} unknown; there are {', '.join(SHARES)}")
-    shards = development_plan() if options.development else plan(options.hours, {voice: SHARES[voice] for voice in chosen})
+    shards = (
+        development_plan() if options.development else plan(options.hours, {voice: SHARES[voice] for voice in chosen})
+    )
     make(shards, options.seed, options.out, options.processes)
     clips = Clips(options.out)
     print(f"{len(clips)} clips, {clips.seconds / 3_600:.2f} h in {options.out}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -101,7 +102,9 @@ class _Library:
         self._pieces, self._starts = [], []
         data = text.encode() + b"\0"
         self._espeak.espeak_Synth(data, len(data), 0, _BY_CHARACTER, 0, _UTF8, None, None)
-        return np.concatenate(self._pieces or [np.zeros(0, np.int16)]).astype(np.float32) / 32_768, self._starts
+        return np.concatenate(self._pieces or [np.zeros(0, np.int16)]).astype(np.float32) / np.float32(
+            32_768
+        ), self._starts
 
 
 @cache
@@ -142,7 +145,7 @@ def word_times(text: str, starts: Sequence[tuple[int, int]], samples: Samples, r
     frame = round(_FRAME_SECONDS * rate)
     loud = np.abs(samples[: len(samples) // frame * frame]).reshape(-1, frame).max(1) > _SILENT * np.abs(samples).max()
     times: list[tuple[float, float]] = []
-    for (first, begin), (after, end) in zip(known, known[1:], strict=False):
+    for (first, begin), (after, end) in itertools.pairwise(known):
         sounding = np.flatnonzero(loud[begin // frame : end // frame])
         if not len(sounding):
             return ()

@@ -16,9 +16,7 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile
 from types import MappingProxyType
 
 import numpy as np
@@ -65,93 +63,57 @@ _SCHEME = """
 (set! phrase_cart_tree '((lisp_token_end_punc in (",")) ((BB)) ((n.name is 0) ((BB)) ((NB)))))
 """
 
+
+def _table(text: str) -> dict[str, str]:
+    """What is said for each English sound; one without a colon stays as it is, a later entry counts more."""
+    entries = (entry.split(":", 1) for entry in text.split())
+    return {entry[0]: entry[-1] for entry in entries}
+
+
 _CONSONANTS = "b d f g k l m n p r s t v z"
-_ITALIAN = f"""
+_ITALIAN = _table(
+    f"""
 {_CONSONANTS} aa:a ae:E ah:a ao:O aw:a+u ax:a axr:E+r ay:a+i ch:tS dh:d dx:r eh:E el:o+l em:e+m en:e+n er:E+r ey:e+i hh:# ih:i
 iy:i jh:dZ ng:n nx:n ow:o+u oy:O+i sh:S th:t uh:u uw:u w:u y:j zh:dZ pau:#
 """
-_FINNISH = f"""
+)
+_FINNISH = _table(
+    f"""
 {_CONSONANTS} z:s aa:a: ae:@ ah:a ao:o: aw:a+u ax:a axr:7+r ay:a+i ch:t+s dh:d dx:d eh:e el:o+l em:e+m en:e+n er:7+r ey:e+i hh:h ih:i
 iy:i: jh:d+j ng:N nx:n ow:o+u oy:o+i sh:s th:t uh:u uw:u: w:v y:j zh:s pau:#
 """
-_CZECH = f"""
+)
+_CZECH = _table(
+    f"""
 {_CONSONANTS} aa:a ae:e ah:a ao:o aw:a+u ax:e axr:e+r ay:a+j ch:c~ dh:d dx:d eh:e el:e+l em:e+m en:e+n er:e+r ey:e+j hh:h ih:i
 iy:i jh:dz~ ng:n nx:n ow:o+u oy:o+j sh:s~ th:t uh:u uw:u w:v y:j zh:z~ pau:#
 """
-_HINDI = f"""
+)
+_HINDI = _table(
+    f"""
 {_CONSONANTS} d:D t:T z:j aa:aa ae:ay ah:a ao:aw aw:aa+uh ax:a axr:a+r ay:aa+ih ch:ch dh:D dx:D eh:eh el:a+l em:a+m en:a+n er:a+r ey:ee hh:h
 ih:ih iy:iy jh:j ng:n nx:n ow:oo oy:aw+ih sh:sh th:th uh:uh uw:uw w:v y:y zh:sh pau:pau
 """
-
-
-# How English is said elsewhere, one sound for another; a speaker has some of these habits (`Manner.accent`).
-HABITS: Accent = (
-    *(
-        ("ae", "aa"),
-        ("ae", "eh"),
-        ("ah", "ax"),
-        ("ah", "aa"),
-        ("ah", "uh"),
-        ("ao", "aa"),
-        ("ao", "ow"),
-        ("ey", "eh"),
-        ("ey", "eh+iy"),
-    ),
-    *(
-        ("ow", "ao"),
-        ("ow", "ax+uw"),
-        ("ow", "aa+uh"),
-        ("uw", "uh"),
-        ("uh", "uw"),
-        ("ih", "iy"),
-        ("ih", "ax"),
-        ("iy", "ih"),
-        ("eh", "ae"),
-    ),
-    *(
-        ("er", "ax"),
-        ("er", "eh+r"),
-        ("er", "ao+r"),
-        ("ax", "ih"),
-        ("ax", "ah"),
-        ("ay", "aa+iy"),
-        ("ay", "ah+iy"),
-        ("ay", "aa"),
-        ("aw", "ah+uw"),
-    ),
-    *(
-        ("th", "t"),
-        ("th", "f"),
-        ("th", "s"),
-        ("dh", "d"),
-        ("dh", "z"),
-        ("w", "v"),
-        ("v", "w"),
-        ("v", "f"),
-        ("z", "s"),
-        ("dx", "t"),
-        ("t", "dx"),
-    ),
-    *(
-        ("r", "w"),
-        ("hh", "k"),
-        ("ng", "n"),
-        ("jh", "zh"),
-        ("ch", "sh"),
-        ("l", "w"),
-        ("y", "iy"),
-        ("oy", "ao+iy"),
-        ("s", "z"),
-        ("d", "t"),
-    ),
 )
 
 
-def _sounds(table: str, accent: Accent) -> str:
-    """The table as Scheme reads it; a sound without a colon stays as it is, a later entry counts more."""
-    entries = dict(entry.split(":", 1) if ":" in entry else (entry, entry) for entry in table.split()) | dict(accent)
-    lists = (f'("{sound}" "{said.replace("+", chr(34) + " " + chr(34))}")' for sound, said in entries.items())
-    return f"({' '.join(lists)})"
+# How English is said elsewhere, one sound for another; a speaker has some of these habits (`Manner.accent`).
+HABITS: Accent = tuple(
+    (entry.split(":")[0], entry.split(":")[1])
+    for entry in """
+    ae:aa ae:eh ah:ax ah:aa ah:uh ao:aa ao:ow ey:eh ey:eh+iy ow:ao ow:ax+uw ow:aa+uh uw:uh uh:uw ih:iy ih:ax iy:ih eh:ae er:ax er:eh+r
+    er:ao+r ax:ih ax:ah ay:aa+iy ay:ah+iy ay:aa aw:ah+uw oy:ao+iy th:t th:f th:s dh:d dh:z w:v v:w v:f z:s s:z dx:t t:dx d:t r:w l:w
+    hh:k ng:n jh:zh ch:sh y:iy
+    """.split()  # noqa: SIM905 - pairs are read more easily without quotes
+)
+
+
+def _scheme(sounds: dict[str, str], accent: Accent) -> str:
+    """The table as a list of lists; the habits of an accent count more."""
+    entries = (
+        f'("{sound}" "{said.replace("+", chr(34) + " " + chr(34))}")' for sound, said in (sounds | dict(accent)).items()
+    )
+    return f"({' '.join(entries)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +123,13 @@ class Recordings:
     load: str
     database: str
     phones: str
-    sounds: str
+    sounds: dict[str, str]
     pitch_hertz: float
     package: str
 
 
-_AMERICAN, _HTS = "", "hts"
+_AMERICAN: dict[str, str] = {}
+_HTS = "hts"
 RECORDINGS: Mapping[str, Recordings] = MappingProxyType(
     {
         "kal": Recordings("voice_kal_diphone", "kal_lpc_group", "radio", _AMERICAN, 105, "festvox-kallpc16k"),
@@ -185,12 +148,14 @@ RECORDINGS: Mapping[str, Recordings] = MappingProxyType(
 )
 
 
+class _DiedError(Exception):
+    """Festival ended: there are sequences of sounds that it crashes at."""
+
+
 class _Process:
     """One running Festival."""
 
     def __init__(self, recordings: Recordings) -> None:
-        self._folder = TemporaryDirectory(prefix="earmark-festival-")
-        self.sound = Path(self._folder.name) / "said.raw"
         try:
             self._festival = subprocess.Popen(
                 ["festival", "--pipe"],
@@ -198,12 +163,11 @@ class _Process:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
-                cwd=self._folder.name,
             )
         except FileNotFoundError as error:
             raise SynthesiserMissingError("festival is not installed; on Debian: apt-get install festival") from error
         atexit.register(self.close)
-        if self.ask(f"({recordings.load}) (print 'loaded)") != ["loaded"]:
+        if self.ask(f"({recordings.load}) (print 'loaded)")[-1:] != ["loaded"]:
             raise SynthesiserMissingError(f"festival lacks a voice; on Debian: apt-get install {recordings.package}")
         if recordings.phones != "radio":  # the front end stays American, without its special joints of consonants
             self.ask("(voice_kal_diphone) (set! UniSyn_module_hooks nil)")
@@ -214,24 +178,37 @@ class _Process:
         """Has it evaluate that; the lines that it prints meanwhile, none where an error broke it off."""
         assert self._festival.stdin is not None
         assert self._festival.stdout is not None
-        self._festival.stdin.write(scheme + '\n(format t "\\ndone\\n") (fflush nil)\n')
-        self._festival.stdin.flush()
         lines = []
-        while (line := self._festival.stdout.readline()) and line != "done\n":
-            lines.append(line.strip())
+        try:
+            self._festival.stdin.write(scheme + '\n(format t "\\ndone\\n") (fflush nil)\n')
+            self._festival.stdin.flush()
+            while (line := self._festival.stdout.readline()) and line != "done\n":
+                lines.append(line.strip())
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise _DiedError
         return [line for line in lines if line]
 
     def close(self) -> None:
         """Ends it."""
         self._festival.kill()
-        self._festival.wait()
-        self._folder.cleanup()
+        self._festival.communicate()
 
 
-@cache
-def _process(name: str, _pid: int) -> _Process:
-    """One for each voice; a forked process gets its own, because two cannot talk to one Festival."""
-    return _Process(RECORDINGS[name])
+_running: dict[tuple[str, int], _Process] = {}  # by voice and process: after a fork, two must not talk to one Festival
+
+
+def _ask(name: str, scheme: str) -> list[str]:
+    """Asks the Festival of that voice, which is started when it is not running."""
+    key = name, os.getpid()
+    if key not in _running:
+        _running[key] = _Process(RECORDINGS[name])
+    try:
+        return _running[key].ask(scheme)
+    except _DiedError:
+        _running.pop(key).close()
+        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,23 +219,25 @@ class Festival:
 
     def speak(self, words: Sequence[str], manner: Manner) -> Spoken:
         """Says the words."""
-        recordings, process = RECORDINGS[self.name], _process(self.name, os.getpid())
-        text = written(words, manner)
+        recordings, text = RECORDINGS[self.name], written(words, manner)
         duration, pitch = manner.duration * manner.formants, manner.pitch / manner.formants
-        if recordings.database == _HTS:
-            halftones = 12 * np.log2(pitch)
-            said = process.ask(f'(earmark-hts "{text}" {1 / duration:.4f} {halftones:.4f} "{process.sound}")')
-        else:
-            mean = recordings.pitch_hertz * pitch
-            said = process.ask(
-                f'(earmark-diphones "{text}" {1.1 * duration:.4f} {mean:.2f} {0.14 * mean * manner.melody:.2f}'
-                f" '{_sounds(recordings.sounds, manner.accent if recordings.phones == 'radio' else ())} '{recordings.phones} '{recordings.database} \"{process.sound}\")"
-            )
+        with NamedTemporaryFile(prefix="earmark-festival-") as sound:
+            if recordings.database == _HTS:
+                halftones = 12 * np.log2(pitch)
+                said = _ask(self.name, f'(earmark-hts "{text}" {1 / duration:.4f} {halftones:.4f} "{sound.name}")')
+            else:
+                mean = recordings.pitch_hertz * pitch
+                sounds = _scheme(recordings.sounds, manner.accent if recordings.phones == "radio" else ())
+                said = _ask(
+                    self.name,
+                    f'(earmark-diphones "{text}" {1.1 * duration:.4f} {mean:.2f} {0.14 * mean * manner.melody:.2f}'
+                    f" '{sounds} '{recordings.phones} '{recordings.database} \"{sound.name}\")",
+                )
+            samples = np.fromfile(sound.name, np.int16).astype(np.float32) / np.float32(32_768)
         found = re.findall(r'\("([^"]*)" ([-\d.e]+) ([-\d.e]+)\)', " ".join(said))
         rate = re.search(r"said (\d+)", " ".join(said))
         if rate is None or [word for word, _, _ in found] != text.replace(",", "").split():
             raise SpokenOtherwiseError(f"{self.name} said {said}, not {text!r}")
-        samples = np.fromfile(process.sound, np.int16).astype(np.float32) / 32_768
         times = [(float(start), float(end)) for _, start, end in found]
         return replayed(samples, float(rate[1]), times, manner.formants)
 

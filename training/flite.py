@@ -87,7 +87,7 @@ class Flite:
         utterance = flite.flite_synth_text(text.encode(), voice)
         try:
             wave = ctypes.cast(flite.utt_wave(utterance), ctypes.POINTER(_Wave)).contents
-            samples = np.ctypeslib.as_array(wave.samples, (wave.num_samples,)).astype(np.float32) / 32_768
+            samples = np.ctypeslib.as_array(wave.samples, (wave.num_samples,)).astype(np.float32) / np.float32(32_768)
             said, times = [], []
             for word in _items(flite, utterance, b"Word"):
                 said.append(flite.ffeature_string(word, b"name").decode())

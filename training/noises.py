@@ -20,30 +20,34 @@ def coloured(
     spectrum = random.normal(size=samples // 2 + 1) + 1j * random.normal(size=samples // 2 + 1)
     frequencies = np.fft.rfftfreq(samples, 1 / RATE)
     spectrum *= np.maximum(frequencies, 1.0) ** (-slope / 2) * ((frequencies >= low) & (frequencies <= high))
-    return np.fft.irfft(spectrum, samples)
+    noise: Sound = np.fft.irfft(spectrum, samples)
+    return noise
 
 
 def wander(samples: int, random: np.random.Generator, hertz: float, depth: float) -> Sound:
     """A factor round 1 that drifts up and down about ``hertz`` times a second, by ``depth`` (natural logarithm)."""
     points = random.normal(size=max(2, round(samples / RATE * hertz * 2) + 2))
-    return np.exp(depth * np.interp(np.linspace(0, len(points) - 1, samples), np.arange(len(points)), points))
+    drift = np.interp(np.linspace(0, len(points) - 1, samples), np.arange(len(points)), points)
+    factors: Sound = np.exp(depth * drift)
+    return factors
 
 
 def tone(samples: int, hertz: float | Sound, strengths: npt.ArrayLike) -> Sound:
     """The harmonics of a pitch, steady or one value for each sample."""
     phase = 2 * np.pi * np.cumsum(np.broadcast_to(hertz, samples)) / RATE
     highest = float(np.max(hertz))
-    return np.sum(
+    sound: Sound = np.sum(
         [s * np.sin(n * phase) for n, s in enumerate(np.atleast_1d(strengths), 1) if n * highest < RATE / 2]
         or [np.zeros(samples)],
         axis=0,
     )
+    return sound
 
 
 def _hum(samples: int, random: np.random.Generator) -> Sound:
     mains = float(random.choice([50.0, 60.0, 100.0, 120.0, random.uniform(30, 400)]))
     sound = tone(samples, mains, random.exponential(1, 12) / np.arange(1, 13) ** random.uniform(0.3, 1.5))
-    return sound + random.uniform(0, 0.3) * sound.std() * _unit(coloured(samples, random, random.uniform(0, 2)))
+    return sound + random.uniform(0, 0.3) * float(sound.std()) * _unit(coloured(samples, random, random.uniform(0, 2)))
 
 
 def _steady(samples: int, random: np.random.Generator) -> Sound:

@@ -1,12 +1,14 @@
 """Prints what the dataset's README says: PocketSphinx word error rate, and how far its forced alignment lies from the word times.
 
 python datasets/spoken-en/measure.py         # from the repository root; about a minute of one core
+python datasets/spoken-en/measure.py datasets/spoken-numbers
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pocketsphinx
 import soundfile
 from whisper_normalizer.english import EnglishTextNormalizer
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else Path(__file__).resolve().parent
 PACKET_BYTES = 2_560  # 80 ms
 FRAMES_PER_SECOND = 100
 FAST = {
