@@ -154,8 +154,8 @@ class Pool:
                 if end <= len(samples):
                     words.append(Heard(INDEX[word.text], max(start, 0), end))
             at += len(clip.samples) - skipped + self._gap(random, many_words)
-        end = math.ceil(min(at, len(samples)) / STEP) * STEP if ends else None
-        return Stream(samples, tuple(words), end)
+        over = math.ceil(min(at, len(samples)) / STEP) * STEP if ends else None
+        return Stream(samples, tuple(words), over)
 
     def _gap(self, random: np.random.Generator, many_words: bool) -> int:
         if random.random() < 0.08:

@@ -193,7 +193,7 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
 def load_nano(path: Path, device: str = "cpu") -> Nano:
     """The model of a state, ready to be used."""
     content = load(path, device)
-    nano = Nano(Shape(**content["shape"])).to(device)
+    nano: Nano = Nano(Shape(**content["shape"])).to(device)
     nano.load_state_dict(content["weights"])
     nano.eval()
     return nano
