@@ -13,9 +13,10 @@ import pytest_asyncio
 from server.core.events import EngineFailed, Heard, OpenSegment, SegmentDone, StreamOptions, Usage
 from server.engines.base import EngineStream
 from server.engines.vllm.engine import VllmEngine
+from tests.listener import Listener
 from tests.vllm.checkpoints import BYTES, SPECIALS, sound
-from tests.vllm.conftest import DELAYS_MS, SECONDS, SEEDS
-from tests.vllm.streams import Listener, begin, running, send, transcribe, until
+from tests.vllm.conftest import DELAYS_MS, SECONDS, SEEDS, Reference
+from tests.vllm.streams import begin, running, send, transcribe, until
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -25,7 +26,6 @@ pytestmark = [
 
 SLOTS = len(DELAYS_MS) * len(SEEDS)
 WAITING_SECONDS = 5.0
-Reference = dict[tuple[int, int], list[int]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
