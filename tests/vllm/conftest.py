@@ -93,7 +93,7 @@ def their_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """vLLM's own with the same slots and the same model; it may still be starting."""
     server = VllmServer(checkpoint, tmp_path_factory.mktemp("vllm"), MAX_MODEL_LEN, SLOTS)
     yield server
-    server.stop()
+    server.kill()
 
 
 @pytest.fixture(scope="session")

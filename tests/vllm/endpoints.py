@@ -6,7 +6,7 @@ import asyncio
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -32,12 +32,19 @@ class Endpoint:
     async def client(self, *, validated: bool = True) -> AsyncIterator[Realtime]:
         """A connection, its greeting read, its model validated unless told otherwise."""
         url = f"ws://127.0.0.1:{self.port}/v1/realtime"
-        async with connect(url, open_timeout=RECEIVE_SECONDS, ping_interval=None) as socket:
+        # all that comes is taken in, or the server's close would wait behind what nobody reads
+        async with connect(url, open_timeout=RECEIVE_SECONDS, ping_interval=None, max_queue=None) as socket:
             client = Realtime(socket)
             assert (await client.receive())["type"] == "session.created"
             if validated:
                 await client.update(self.model)
             yield client
+
+    @asynccontextmanager
+    async def clients(self, count: int) -> AsyncIterator[list[Realtime]]:
+        """So many connections."""
+        async with AsyncExitStack() as stack:
+            yield [await stack.enter_async_context(self.client()) for _ in range(count)]
 
     async def figure(self, series: Series) -> float:
         """Its present value."""
@@ -53,11 +60,11 @@ class Endpoint:
                 if sample.name == name and labels.items() <= sample.labels.items()
             )
 
-    async def seconds_until(self, series: Series, holds: Callable[[float], bool], at_most: float) -> float | None:
-        """How long it took until the figure fulfilled the condition; None if it did not in time."""
-        began = time.monotonic()
+    async def until(self, series: Series, holds: Callable[[float], bool], at_most_seconds: float) -> bool:
+        """Whether the figure fulfils the condition, now or in time."""
+        end = time.monotonic() + at_most_seconds
         while not holds(await self.figure(series)):
-            if time.monotonic() - began > at_most:
-                return None
+            if time.monotonic() > end:
+                return False
             await asyncio.sleep(0.02)  # between two looks at another process, which has no way to tell us
-        return time.monotonic() - began
+        return True

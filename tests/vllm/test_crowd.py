@@ -16,12 +16,12 @@ from itertools import product
 import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
 
 from tests.end_to_end.clients import Client, Frame, Realtime, Yap, realtime, text_of, yap
 from tests.end_to_end.running_server import RunningServer
 from tests.vllm.checkpoints import sound
 from tests.vllm.conftest import DELAYS_MS, SLOTS
-from tests.vllm.endpoints import Endpoint
 
 CLIENTS = 64
 SECONDS = float(os.environ.get("EARMARK_CROWD_SECONDS", "20"))
@@ -98,6 +98,8 @@ def check_refusal(frame: Frame) -> None:
 
 
 async def vanish(client: Client, way: str) -> None:
+    if client.socket.state is not State.OPEN:
+        return  # the server was first: it is full
     match way:
         case "reset":
             client.socket.transport.abort()
@@ -135,9 +137,7 @@ async def visitor(server: RunningServer, deck: Iterator[Life], chosen: random.Ra
             async with asyncio.timeout(LIFE_SECONDS):
                 ended[await live(server, life, chosen)] += 1
         except ConnectionClosed as closed:
-            # the envelope surface turns clients away in a close frame too
-            assert closed.rcvd is None or closed.rcvd.code == 1013, closed
-            ended["turned away"] += 1
+            ended[f"closed with {closed.rcvd.code if closed.rcvd else 'a reset'}"] += 1
     return ended
 
 
@@ -147,9 +147,7 @@ async def texts(server: RunningServer) -> list[str]:
         return [text_of(await envelope.say(VOICES[0])), await plain.say(VOICES[0])]
 
 
-async def test_a_crowd_leaves_nothing_behind(
-    our_server: RunningServer, our_endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_crowd_leaves_nothing_behind(our_server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
     server, process = our_server, psutil.Process(our_server.process.pid)
     expected = await texts(server)
     await server.until_idle()
@@ -176,6 +174,7 @@ async def test_a_crowd_leaves_nothing_behind(
     assert "Traceback" not in server.log()
     assert "connection failed" not in server.log()
     assert all(ended[moment] for moment in MOMENTS), ended
+    assert ended.keys() <= {*MOMENTS, "refused"}, ended
     with capsys.disabled():
         print(
             f"\ncrowd of {CLIENTS} on {SLOTS} slots for {SECONDS:g} s, seed {SEED}: {sum(ended.values())} lives, {dict(ended)}; "
