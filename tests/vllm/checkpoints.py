@@ -256,8 +256,8 @@ def weights(shape: Shape) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     return tensors
 
 
-def sound(seconds: float, seed: int) -> bytes:
-    """PCM16 that changes all the time: a voice-like buzz in noise, different for every seed."""
+def sound(seconds: float, seed: int, bits: int = 16) -> bytes:
+    """PCM16 that changes all the time: a voice-like buzz in noise, different for every seed, rounded to so many significant bits."""
     random = np.random.default_rng(seed)
     at = np.arange(round(seconds * 16000)) / 16000
     pitch = 120 + 80 * np.sin(2 * np.pi * random.uniform(0.4, 1.5) * at + seed)
@@ -265,4 +265,5 @@ def sound(seconds: float, seed: int) -> bytes:
     buzz = sum(np.sin(partial * phase) / partial for partial in range(1, 9))
     loudness = 0.5 + 0.5 * np.sin(2 * np.pi * random.uniform(1.5, 4) * at)
     samples = 0.1 * buzz * loudness + 0.02 * random.standard_normal(len(at))
-    return (samples.clip(-1, 1) * 32000).astype("<i2").tobytes()
+    mantissa, exponent = np.frexp((samples.clip(-1, 1) * 32000).astype("<i2").astype(np.float64))
+    return np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits).astype("<i2").tobytes()

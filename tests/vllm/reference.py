@@ -1,7 +1,6 @@
 """What vLLM itself makes of audio: its own engine, model class, audio buffer and renderer, one engine per delay.
 
-``python -m tests.vllm.reference OUT SECONDS SEED,SEED DTYPE ORDER CHECKPOINT...`` writes, by checkpoint, the tokens of one stream per
-seed; by ORDER they are heard ``together`` or ``alone``, one after the other.
+``python -m tests.vllm.reference OUT SECONDS SEED,SEED DTYPE CHECKPOINT...`` writes, by checkpoint, the tokens of one stream per seed.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ async def tokens_of(engine: Any, pcm: bytes, name: str) -> list[int]:
     return tokens
 
 
-async def streams_of(checkpoint: Path, seconds: float, seeds: list[int], dtype: str, order: str) -> list[list[int]]:
-    """The tokens of one stream per seed, all in one engine."""
+async def streams_of(checkpoint: Path, seconds: float, seeds: list[int], dtype: str) -> list[list[int]]:
+    """The tokens of one stream per seed, all at once in one engine."""
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -70,22 +69,19 @@ async def streams_of(checkpoint: Path, seconds: float, seeds: list[int], dtype: 
         )
     )
     try:
-        streams = [tokens_of(engine, sound(seconds, seed), f"reference-{seed}") for seed in seeds]
-        return await asyncio.gather(*streams) if order == "together" else [await stream for stream in streams]
+        return await asyncio.gather(*(tokens_of(engine, sound(seconds, seed), f"reference-{seed}") for seed in seeds))
     finally:
         engine.shutdown()
 
 
-async def main(
-    seconds: float, seeds: list[int], dtype: str, order: str, paths: list[Path]
-) -> dict[str, list[list[int]]]:
+async def main(seconds: float, seeds: list[int], dtype: str, paths: list[Path]) -> dict[str, list[list[int]]]:
     """One engine after the other."""
-    return {path.name: await streams_of(path, seconds, seeds, dtype, order) for path in paths}
+    return {path.name: await streams_of(path, seconds, seeds, dtype) for path in paths}
 
 
 if __name__ == "__main__":
-    out, seconds, seeds, dtype, order, *checkpoints = sys.argv[1:]
+    out, seconds, seeds, dtype, *checkpoints = sys.argv[1:]
     paths = [Path(name) for name in checkpoints]
     prepare_environment(VllmSettings(paths[0]))
-    said = asyncio.run(main(float(seconds), [int(seed) for seed in seeds.split(",")], dtype, order, paths))
+    said = asyncio.run(main(float(seconds), [int(seed) for seed in seeds.split(",")], dtype, paths))
     Path(out).write_text(json.dumps(said))

@@ -14,8 +14,8 @@ from server.core.events import EngineFailed, Heard, OpenSegment, SegmentDone, St
 from server.engines.base import EngineStream
 from server.engines.vllm.engine import VllmEngine
 from tests.listener import Listener
-from tests.vllm.checkpoints import BYTES, SPECIALS, sound
-from tests.vllm.conftest import DELAYS_MS, SECONDS, SEEDS, Reference
+from tests.vllm.checkpoints import sound
+from tests.vllm.conftest import DELAYS_MS, SECONDS, SEEDS, Reference, words
 from tests.vllm.streams import begin, running, send, transcribe, until
 
 pytestmark = [
@@ -32,12 +32,6 @@ WAITING_SECONDS = 5.0
 async def engine(checkpoint: Path) -> AsyncIterator[VllmEngine]:
     async with running(checkpoint, max_num_seqs=SLOTS, waiting_seconds=WAITING_SECONDS, backlog_seconds=100) as engine:
         yield engine
-
-
-def words(tokens: list[int]) -> str:
-    """The text of tokens of the tiny vocabulary, all of which are words."""
-    assert min(tokens) >= SPECIALS + BYTES, "the checkpoint is made to say nothing else"
-    return "".join(f" w{token - SPECIALS - BYTES}" for token in tokens)
 
 
 async def idle(engine: VllmEngine) -> float:
