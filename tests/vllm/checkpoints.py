@@ -266,4 +266,5 @@ def sound(seconds: float, seed: int, bits: int = 16) -> bytes:
     loudness = 0.5 + 0.5 * np.sin(2 * np.pi * random.uniform(1.5, 4) * at)
     samples = 0.1 * buzz * loudness + 0.02 * random.standard_normal(len(at))
     mantissa, exponent = np.frexp((samples.clip(-1, 1) * 32000).astype("<i2").astype(np.float64))
-    return np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits).astype("<i2").tobytes()
+    rounded: bytes = np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits).astype("<i2").tobytes()
+    return rounded

@@ -111,5 +111,6 @@ def their_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def their_endpoint(their_server: VllmServer) -> Endpoint:
     their_server.url()
-    running, kv_usage = (("vllm:num_requests_running", {}), ("vllm:kv_cache_usage_perc", {}))
-    return Endpoint(their_server.port, MODEL, SLOTS, running, kv_usage)
+    return Endpoint(
+        their_server.port, MODEL, SLOTS, ("vllm:num_requests_running", {}), ("vllm:kv_cache_usage_perc", {})
+    )
