@@ -4,8 +4,8 @@ Measured with vLLM 0.32 on a CPU, 12 streams of three delays, alone, together, a
 
 - float32, eager and compiled: the tokens of unmodified vLLM (eager), all of them.
 - bfloat16: the same, but for the audio. vLLM casts whatever a model is given to the model's type, samples too, and so hears audio of
-  eight significant bits. Ours computes the spectrum from all sixteen and casts that, as the model was trained. So the texts
-  differ, until ours is given samples of eight bits.
+  eight significant bits. Ours computes the spectrum from all sixteen and casts that. So the texts differ, until
+  ours is given samples of eight bits.
 
 What a batch is made of changed nothing in bfloat16 either. That is a CPU's arithmetic and a tiny model's: no promise for a GPU.
 """
