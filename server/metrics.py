@@ -50,5 +50,6 @@ class Metrics:
         self.loop_delay = histogram(
             "event_loop_delay_seconds", "How much later than asked the event loop woke up", _LOOP
         )
+        self.tasks = gauge("tasks", "Tasks of the event loop: a few for the server, three per open connection")
         self.engine = gauge("engine", "Figures of the engine at the moment", "figure")
         self.chat = gauge("chat", "Figures of the chat engine at the moment", "figure")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from importlib.metadata import PackageNotFoundError, version
 
@@ -71,6 +72,7 @@ def ops_routes(service: Service, models: list[str], *, require_key: bool = False
 
     @router.get("/metrics")
     async def metrics() -> Response:
+        service.metrics.tasks.set(len(asyncio.all_tasks()))
         for figure, value in service.engine.metrics().items():
             service.metrics.engine.labels(figure).set(value)
         for figure, value in service.chat.metrics().items() if service.chat else ():

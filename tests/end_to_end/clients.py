@@ -195,11 +195,15 @@ class Realtime(Client):
         assert "synchronise" in frame["error"]
 
 
+# max_queue=None: all that comes is taken in, or the server's close would wait behind what nobody reads
+
+
 @asynccontextmanager
 async def yap(server: RunningServer, *, greeted: bool = True, path: str | None = None) -> AsyncIterator[Yap]:
     """A connection with the right key, its greeting read."""
     url = server.ws(path or f"/api/asr-streaming?api_key={quote(KEY)}")
-    async with connect(url, max_size=32 * 2**20, open_timeout=RECEIVE_SECONDS, ping_interval=None) as socket:
+    options: dict[str, Any] = {"max_size": 32 * 2**20, "ping_interval": None, "max_queue": None}
+    async with connect(url, open_timeout=RECEIVE_SECONDS, **options) as socket:
         client = Yap(socket)
         if greeted:
             assert (await client.receive())["type"] == "session.created"
@@ -209,7 +213,7 @@ async def yap(server: RunningServer, *, greeted: bool = True, path: str | None =
 @asynccontextmanager
 async def realtime(server: RunningServer, *, model: str | None = "scripted") -> AsyncIterator[Realtime]:
     """A connection with the options of the original clients, its greeting read and its model validated."""
-    async with connect(server.ws("/v1/realtime"), open_timeout=RECEIVE_SECONDS) as socket:
+    async with connect(server.ws("/v1/realtime"), open_timeout=RECEIVE_SECONDS, max_queue=None) as socket:
         client = Realtime(socket)
         assert (await client.receive())["type"] == "session.created"
         if model is not None:

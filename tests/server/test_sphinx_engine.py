@@ -18,7 +18,8 @@ from server.core.events import EngineEvent, EngineFailed, OpenSegment, SegmentDo
 from server.engines.base import EngineError
 from server.engines.sphinx.engine import SphinxEngine
 from server.engines.sphinx.settings import SphinxSettings
-from tests.server.sphinx_streams import ONE_SECOND, PATIENCE_SECONDS, ROOT, Listener, begin, running, transcribe
+from tests.listener import PATIENCE_SECONDS, Listener
+from tests.server.sphinx_streams import ONE_SECOND, ROOT, begin, running, transcribe
 
 pytest.importorskip("pocketsphinx")
 

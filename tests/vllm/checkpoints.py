@@ -49,21 +49,38 @@ BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """How large the model is. ``window`` and ``encoder_window`` are what its attention sees, in their own positions.
-
-    ``silent`` is how many of its tokens are without text, beside ``words`` that have some.
+class Stack:
+    """The layers of one half. ``window`` is what their attention sees, in their own positions; only the text decoder may have fewer
+    ``kv_heads`` than heads.
     """
+
+    layers: int = 2
+    heads: int = 2
+    head_width: int = 32
+    window: int = 96
+    kv_heads: int | None = None
+
+    @property
+    def queries(self) -> int:
+        """Rows of the matrix of queries."""
+        return self.heads * self.head_width
+
+    @property
+    def keys(self) -> int:
+        """Rows of those of keys and of values."""
+        return (self.kv_heads or self.heads) * self.head_width
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large the model is. ``silent`` is how many of its tokens are without text, beside ``words`` that have some."""
 
     words: int = 64
     silent: int = 0
     width: int = 64
-    layers: int = 2
-    heads: int = 2
-    head_width: int = 32
     hidden: int = 128
-    window: int = 96
-    encoder_window: int = 120
+    text: Stack = Stack()
+    encoder: Stack = Stack(window=120)
     delay_ms: int = 480
     seed: int = 0
 
@@ -129,42 +146,59 @@ def tokenizer(shape: Shape) -> dict[str, Any]:
 
 def parameters(shape: Shape) -> dict[str, Any]:
     """The content of ``params.json``."""
-    attention = {"n_heads": shape.heads, "n_kv_heads": shape.heads, "head_dim": shape.head_width}
-    common = attention | {"dim": shape.width, "n_layers": shape.layers, "hidden_dim": shape.hidden, "norm_eps": 1e-5}
-    encoder = common | {
-        "audio_encoding_args": {
-            "sampling_rate": 16000,
-            "frame_rate": 12.5,
-            "num_mel_bins": 128,
-            "hop_length": 160,
-            "window_size": 400,
-            "global_log_mel_max": 1.5,
-            "transcription_format": "streaming",
-        },
-        "vocab_size": shape.vocabulary,
-        "use_biases": True,
-        "use_cache": False,
-        "causal": True,
-        "pos_embed": "rope",
-        "ffn_type": "swiglu",
-        "norm_type": "rms_norm",
-        "rope_theta": 1e6,
-        "sliding_window": shape.encoder_window,
-        "max_source_positions": None,
-    }
-    return common | {
-        "use_biases": False,
-        "causal": True,
-        "rope_theta": 1e6,
-        "vocab_size": shape.vocabulary,
-        "tied_embeddings": False,
-        "model_parallel": 1,
-        "dtype": "float32",
-        "max_position_embeddings": 131072,
-        "sliding_window": shape.window,
-        "ada_rms_norm_t_cond": True,
-        "ada_rms_norm_t_cond_dim": 32,
-        "multimodal": {"whisper_model_args": {"encoder_args": encoder, "downsample_args": {"downsample_factor": 4}}},
+    common = {"dim": shape.width, "hidden_dim": shape.hidden, "norm_eps": 1e-5}
+    encoder = (
+        common
+        | _stack(shape.encoder)
+        | {
+            "audio_encoding_args": {
+                "sampling_rate": 16000,
+                "frame_rate": 12.5,
+                "num_mel_bins": 128,
+                "hop_length": 160,
+                "window_size": 400,
+                "global_log_mel_max": 1.5,
+                "transcription_format": "streaming",
+            },
+            "vocab_size": shape.vocabulary,
+            "use_biases": True,
+            "use_cache": False,
+            "causal": True,
+            "pos_embed": "rope",
+            "ffn_type": "swiglu",
+            "norm_type": "rms_norm",
+            "rope_theta": 1e6,
+            "max_source_positions": None,
+        }
+    )
+    return (
+        common
+        | _stack(shape.text)
+        | {
+            "use_biases": False,
+            "causal": True,
+            "rope_theta": 1e6,
+            "vocab_size": shape.vocabulary,
+            "tied_embeddings": False,
+            "model_parallel": 1,
+            "dtype": "float32",
+            "max_position_embeddings": 131072,
+            "ada_rms_norm_t_cond": True,
+            "ada_rms_norm_t_cond_dim": 32,
+            "multimodal": {
+                "whisper_model_args": {"encoder_args": encoder, "downsample_args": {"downsample_factor": 4}}
+            },
+        }
+    )
+
+
+def _stack(stack: Stack) -> dict[str, Any]:
+    return {
+        "n_layers": stack.layers,
+        "n_heads": stack.heads,
+        "n_kv_heads": stack.kv_heads or stack.heads,
+        "head_dim": stack.head_width,
+        "sliding_window": stack.window,
     }
 
 
@@ -182,16 +216,16 @@ def weights(shape: Shape) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     def norm(name: str) -> None:
         tensors[f"{name}.weight"] = (1 + 0.2 * random.standard_normal(shape.width)).astype(np.float32)
 
-    width, inner = shape.width, shape.heads * shape.head_width
+    width = shape.width
     root = "mm_streams_embeddings.embedding_module"
     encoder = f"{root}.whisper_encoder"
     matrix(f"{encoder}.conv_layers.0.conv", width, 128, 3, bias=True)
     matrix(f"{encoder}.conv_layers.1.conv", width, width, 3, bias=True)
-    for layer in range(shape.layers):
+    for layer in range(shape.encoder.layers):
         at = f"{encoder}.transformer.layers.{layer}"
         for part, bias in (("wq", True), ("wk", False), ("wv", True)):
-            matrix(f"{at}.attention.{part}", inner, width, bias=bias)
-        matrix(f"{at}.attention.wo", width, inner, bias=True)
+            matrix(f"{at}.attention.{part}", shape.encoder.queries, width, bias=bias)
+        matrix(f"{at}.attention.wo", width, shape.encoder.queries, bias=True)
         matrix(f"{at}.feed_forward.w1", shape.hidden, width)
         matrix(f"{at}.feed_forward.w2", width, shape.hidden, bias=True)
         matrix(f"{at}.feed_forward.w3", shape.hidden, width)
@@ -201,11 +235,11 @@ def weights(shape: Shape) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     matrix(f"{root}.audio_language_projection.0", width, 4 * width)
     matrix(f"{root}.audio_language_projection.2", width, width)
     matrix(f"{root}.tok_embeddings", shape.vocabulary, width, gain=4.0)
-    for layer in range(shape.layers):
+    for layer in range(shape.text.layers):
         at = f"layers.{layer}"
-        for part in ("wq", "wk", "wv"):
-            matrix(f"{at}.attention.{part}", inner, width)
-        matrix(f"{at}.attention.wo", width, inner)
+        for part, rows in (("wq", shape.text.queries), ("wk", shape.text.keys), ("wv", shape.text.keys)):
+            matrix(f"{at}.attention.{part}", rows, width)
+        matrix(f"{at}.attention.wo", width, shape.text.queries)
         matrix(f"{at}.feed_forward.w1", shape.hidden, width)
         matrix(f"{at}.feed_forward.w2", width, shape.hidden)
         matrix(f"{at}.feed_forward.w3", shape.hidden, width)
@@ -222,8 +256,8 @@ def weights(shape: Shape) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     return tensors
 
 
-def sound(seconds: float, seed: int) -> bytes:
-    """PCM16 that changes all the time: a voice-like buzz in noise, different for every seed."""
+def sound(seconds: float, seed: int, bits: int = 16) -> bytes:
+    """PCM16 that changes all the time: a voice-like buzz in noise, different for every seed, rounded to so many significant bits."""
     random = np.random.default_rng(seed)
     at = np.arange(round(seconds * 16000)) / 16000
     pitch = 120 + 80 * np.sin(2 * np.pi * random.uniform(0.4, 1.5) * at + seed)
@@ -231,4 +265,6 @@ def sound(seconds: float, seed: int) -> bytes:
     buzz = sum(np.sin(partial * phase) / partial for partial in range(1, 9))
     loudness = 0.5 + 0.5 * np.sin(2 * np.pi * random.uniform(1.5, 4) * at)
     samples = 0.1 * buzz * loudness + 0.02 * random.standard_normal(len(at))
-    return (samples.clip(-1, 1) * 32000).astype("<i2").tobytes()
+    mantissa, exponent = np.frexp((samples.clip(-1, 1) * 32000).astype("<i2").astype(np.float64))
+    rounded: bytes = np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits).astype("<i2").tobytes()
+    return rounded

@@ -1,6 +1,6 @@
 """What vLLM itself makes of audio: its own engine, model class, audio buffer and renderer, one engine per delay.
 
-``python -m tests.vllm.reference OUT SECONDS SEED,SEED CHECKPOINT...`` writes, by checkpoint, the tokens of one stream per seed.
+``python -m tests.vllm.reference OUT SECONDS SEED,SEED DTYPE CHECKPOINT...`` writes, by checkpoint, the tokens of one stream per seed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ async def tokens_of(engine: Any, pcm: bytes, name: str) -> list[int]:
     return tokens
 
 
-async def streams_of(checkpoint: Path, seconds: float, seeds: list[int]) -> list[list[int]]:
+async def streams_of(checkpoint: Path, seconds: float, seeds: list[int], dtype: str) -> list[list[int]]:
     """The tokens of one stream per seed, all at once in one engine."""
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -62,7 +62,7 @@ async def streams_of(checkpoint: Path, seconds: float, seeds: list[int]) -> list
             tokenizer_mode="mistral",
             config_format="mistral",
             load_format="mistral",
-            dtype="float32",
+            dtype=dtype,
             enforce_eager=True,
             max_model_len=1024,
             max_num_seqs=8,
@@ -74,14 +74,14 @@ async def streams_of(checkpoint: Path, seconds: float, seeds: list[int]) -> list
         engine.shutdown()
 
 
-async def main(seconds: float, seeds: list[int], checkpoints: list[Path]) -> dict[str, list[list[int]]]:
+async def main(seconds: float, seeds: list[int], dtype: str, paths: list[Path]) -> dict[str, list[list[int]]]:
     """One engine after the other."""
-    return {checkpoint.name: await streams_of(checkpoint, seconds, seeds) for checkpoint in checkpoints}
+    return {path.name: await streams_of(path, seconds, seeds, dtype) for path in paths}
 
 
 if __name__ == "__main__":
-    out, seconds, seeds, *checkpoints = sys.argv[1:]
+    out, seconds, seeds, dtype, *checkpoints = sys.argv[1:]
     paths = [Path(name) for name in checkpoints]
     prepare_environment(VllmSettings(paths[0]))
-    said = asyncio.run(main(float(seconds), [int(seed) for seed in seeds.split(",")], paths))
+    said = asyncio.run(main(float(seconds), [int(seed) for seed in seeds.split(",")], dtype, paths))
     Path(out).write_text(json.dumps(said))

@@ -1,4 +1,4 @@
-"""What the tests of the vLLM engine have in common: engines on a tiny checkpoint, listeners, streams."""
+"""What the tests of the vLLM engine have in common: engines on a tiny checkpoint, and streams on them."""
 
 from __future__ import annotations
 
@@ -8,47 +8,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from server.core.events import EngineEvent, EngineFailed, Heard, OpenSegment, SegmentDone, StreamOptions
+from server.core.events import OpenSegment, StreamOptions
 from server.engines.base import EngineStream
 from server.engines.vllm.engine import VllmEngine
 from server.engines.vllm.settings import VllmSettings
-
-PATIENCE_SECONDS = 120.0  # a bound for the broken case only
-
-
-class Listener:
-    """Collects what a stream says."""
-
-    def __init__(self) -> None:
-        self.events: list[EngineEvent] = []
-        self._news = asyncio.Event()
-
-    def __call__(self, event: EngineEvent) -> None:
-        self.events.append(event)
-        self._news.set()
-
-    async def until(self, wanted: Callable[[EngineEvent], bool]) -> EngineEvent:
-        """The first event that is wanted, now or later."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while True:
-                for event in self.events:
-                    if wanted(event):
-                        return event
-                self._news.clear()
-                await self._news.wait()
-
-    async def end(self) -> EngineEvent:
-        """How it ends."""
-        return await self.until(lambda event: isinstance(event, SegmentDone | EngineFailed))
-
-    async def heard(self, seconds: float) -> EngineEvent:
-        """Its first progress this far into the audio."""
-        return await self.until(lambda event: isinstance(event, Heard) and event.audio_seconds >= seconds)
-
-    @property
-    def text(self) -> str:
-        """All it has said."""
-        return "".join(event.committed for event in self.events if isinstance(event, Heard))
+from tests.listener import PATIENCE_SECONDS, Listener
 
 
 def begin(engine: VllmEngine, delay_ms: int | None = None, segment: int = 0) -> tuple[EngineStream, Listener]:

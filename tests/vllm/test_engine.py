@@ -13,9 +13,10 @@ import pytest_asyncio
 from server.core.events import EngineFailed, Heard, OpenSegment, SegmentDone, StreamOptions, Usage
 from server.engines.base import EngineStream
 from server.engines.vllm.engine import VllmEngine
-from tests.vllm.checkpoints import BYTES, SPECIALS, sound
-from tests.vllm.conftest import DELAYS_MS, SECONDS, SEEDS
-from tests.vllm.streams import Listener, begin, running, send, transcribe, until
+from tests.listener import Listener
+from tests.vllm.checkpoints import sound
+from tests.vllm.conftest import DELAYS_MS, SECONDS, SEEDS, Reference, words
+from tests.vllm.streams import begin, running, send, transcribe, until
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -25,19 +26,12 @@ pytestmark = [
 
 SLOTS = len(DELAYS_MS) * len(SEEDS)
 WAITING_SECONDS = 5.0
-Reference = dict[tuple[int, int], list[int]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(checkpoint: Path) -> AsyncIterator[VllmEngine]:
     async with running(checkpoint, max_num_seqs=SLOTS, waiting_seconds=WAITING_SECONDS, backlog_seconds=100) as engine:
         yield engine
-
-
-def words(tokens: list[int]) -> str:
-    """The text of tokens of the tiny vocabulary, all of which are words."""
-    assert min(tokens) >= SPECIALS + BYTES, "the checkpoint is made to say nothing else"
-    return "".join(f" w{token - SPECIALS - BYTES}" for token in tokens)
 
 
 async def idle(engine: VllmEngine) -> float:

@@ -268,7 +268,7 @@ class VllmEngine:
             self._receiver.cancel()
             await asyncio.wait([self._receiver])
         self._fail_all(STOPPED)
-        await asyncio.to_thread(self.core.stop)
+        await self.core.stop()
         gc.unfreeze()  # or libraries complain about leaks when the interpreter ends
         self._held.close()
 

@@ -315,9 +315,9 @@ class Core:
             for output in outputs.outputs
         ]
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """End the process."""
-        self._client.shutdown()
+        await _end(self._client, self._client.ctx)
 
 
 def _request_maker(sampling: Any) -> Any:
@@ -359,6 +359,12 @@ def _request_maker(sampling: Any) -> Any:
         )
 
     return make
+
+
+async def _end(engine: Any, context: Any) -> None:
+    """End the engine process and the sockets to it."""
+    await asyncio.to_thread(engine.shutdown)  # which has this loop close its sockets
+    await asyncio.to_thread(getattr(context, "_shadow_obj", context).destroy, 0)  # vLLM leaves it to the collector
 
 
 @contextlib.contextmanager
@@ -532,9 +538,7 @@ class WholeFiles:
 
     async def stop(self) -> None:
         """End the process."""
-        context = self._engine.engine_core.ctx
-        await asyncio.to_thread(self._engine.shutdown)  # which has this loop close its sockets
-        await asyncio.to_thread(getattr(context, "_shadow_obj", context).destroy, 0)  # vLLM leaves it to the collector
+        await _end(self._engine, self._engine.engine_core.ctx)
 
 
 def _prompt(encoded: Any) -> Prompt:
