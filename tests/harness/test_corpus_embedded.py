@@ -45,7 +45,14 @@ def test_the_committed_audio_stays_small() -> None:
 
 def test_all_that_load_by_name_are_listed() -> None:
     listed = [dataset.name for dataset in corpus.available(DATASETS) if not dataset.fetched]
-    assert listed == ["long-form-15m", "long-form-3m", "non-speech", "spoken-en", "spoken-numbers", "spoken-numbers-30m"]
+    assert listed == [
+        "long-form-15m",
+        "long-form-3m",
+        "non-speech",
+        "spoken-en",
+        "spoken-numbers",
+        "spoken-numbers-30m",
+    ]
     for dataset in corpus.available(DATASETS):
         assert dataset.card.description
         assert dataset.card.licence
