@@ -113,7 +113,8 @@ class Connection:
         self._outbox_filled = asyncio.Event()
         self._closing = False
         self._writer: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_due = 0.0  # uvloop's handles do not know, when it is at once
         self._observed = _Observed(metrics, surface.name)
 
     @property
@@ -286,9 +287,10 @@ class Connection:
             return
         due = min(deadline for deadline in (own, life) if deadline is not None)
         if self._timer is not None:
-            if self._timer.when() <= due and not self._timer.cancelled():
+            if self._timer_due <= due and not self._timer.cancelled():
                 return
             self._timer.cancel()
+        self._timer_due = due
         self._timer = self._loop.call_at(due, self._time_is_up)
 
     def _time_is_up(self) -> None:
