@@ -132,9 +132,9 @@ def delay_seconds(record: StreamRecord) -> float | None:
 
 
 def lateness(record: StreamRecord) -> list[float]:
-    """Pacing lateness of every scheduled message of the stream: seconds from due to sent."""
+    """Pacing lateness of every scheduled message of the stream: seconds from due to sent, less those it was held on purpose."""
     return [
-        (entry.t_ns - entry.due_ns) / _NS
+        (entry.t_ns - entry.due_ns - (entry.held_ns or 0)) / _NS
         for entry in record.entries
         if entry.due_ns is not None and (entry.kind is Kind.PACKET or entry.kind is Kind.END_OF_AUDIO)
     ]
