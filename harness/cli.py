@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.commands import load as loads
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -143,6 +145,16 @@ def bench(
         list[str] | None,
         typer.Option(help="Passed to the server that is started, e.g. --server-option=--sphinx-workers=2."),
     ] = None,
+    arrival: loads.Arrival = "closed",
+    seconds: loads.Seconds = None,
+    think_seconds: loads.ThinkSeconds = 0.0,
+    duty_cycle: loads.DutyCycle = None,
+    jitter_ms: loads.JitterMs = 0.0,
+    burst: loads.Burst = 1,
+    stall: loads.Stall = "",
+    per_connection: loads.PerConnection = 1,
+    retries: loads.Retries = 0,
+    generators: loads.Generators = 1,
 ) -> int:
     """Start a server (or take --target), replay a dataset against it, score, report."""
     from harness import bench as benches
@@ -169,6 +181,18 @@ def bench(
         label=label,
         out=out,
         command=_public_arguments(sys.argv[1:]),
+        load=loads.load_of(
+            arrival=arrival,
+            seconds=seconds,
+            think_seconds=think_seconds,
+            duty_cycle=duty_cycle,
+            jitter_ms=jitter_ms,
+            burst=burst,
+            stall=stall,
+            per_connection=per_connection,
+            retries=retries,
+            generators=generators,
+        ),
     )
     if normaliser is not None:
         _check_normaliser(normaliser)
@@ -191,12 +215,10 @@ def bench(
 
 
 def _forecast(plan: Any, corpus: Corpus) -> str:
+    from harness.bench import forecast_seconds
+
     cells = len(plan.concurrencies) * len(plan.delays_ms)
-    seconds = sum(
-        max(corpus.seconds * plan.repeat / lanes, max(utterance.seconds for utterance in corpus.utterances))
-        / plan.speed
-        for lanes in plan.concurrencies
-    ) * len(plan.delays_ms)
+    seconds = len(plan.delays_ms) * sum(forecast_seconds(plan, lanes, corpus) for lanes in plan.concurrencies)
     return (
         f"{corpus.name}: {len(corpus.utterances)} utterances, {corpus.seconds / 60:.1f} minutes of audio; "
         f"{cells} run{'s' if cells > 1 else ''}, about {math.ceil(seconds)} s"
