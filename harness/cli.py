@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.commands import load as loads
+from harness.commands.capacity import capacity as capacity_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 datasets_app = typer.Typer(help="What can be replayed.", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
+app.command("capacity")(capacity_command)
 
 
 def main() -> None:
@@ -79,6 +81,8 @@ def _expected() -> tuple[type[Exception], ...]:
         "harness.gate": "GateError",
         "sizing.shape": "SizingError",
         "harness.grid": "StudyError",
+        "harness.capacity.measuring": "CapacityError",
+        "harness.capacity.limits": "LimitError",
     }
     return (
         UsageError,
@@ -299,6 +303,11 @@ def _public_arguments(arguments: list[str]) -> list[str]:
     return shown
 
 
+def public_arguments(arguments: list[str]) -> list[str]:
+    """For commands in files of their own."""
+    return _public_arguments(arguments)
+
+
 def _check_normaliser(name: str) -> None:
     from harness.normalise import normaliser
 
@@ -306,6 +315,11 @@ def _check_normaliser(name: str) -> None:
         normaliser(name)
     except ValueError as error:
         raise UsageError(f"--normaliser: {error}") from None
+
+
+def terminal(*, everything_to_stderr: bool = False) -> _Terminal:
+    """For commands in files of their own."""
+    return _Terminal(everything_to_stderr=everything_to_stderr)
 
 
 class _Terminal:

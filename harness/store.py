@@ -46,7 +46,9 @@ class RunConfig(msgspec.Struct, frozen=True):
     caveat: str = ""  # a sentence that must stand beside the accuracy, e.g. that the recogniser is a weak one
     server_options: list[str] = []
     label: str = ""
-    load: dict[str, Any] = {}  # what makes the load another than the plain one: seconds, think_seconds, jitter_ms, retries, ...
+    load: dict[
+        str, Any
+    ] = {}  # what makes the load another than the plain one: seconds, think_seconds, jitter_ms, retries, ...
 
 
 class Run(msgspec.Struct):
@@ -62,7 +64,9 @@ class Run(msgspec.Struct):
     complete: bool = False
     wall_seconds: float = 0.0
     notes: list[str] = []
-    generator: dict[str, Any] = {}  # processes and their clocks, CPU seconds, retries, blocked writes, why it stopped early
+    generator: dict[
+        str, Any
+    ] = {}  # processes and their clocks, CPU seconds, retries, blocked writes, why it stopped early
 
 
 _WORD = pa.struct([("text", pa.string()), ("start", pa.float64()), ("end", pa.float64())])
@@ -88,6 +92,7 @@ _STREAMS = pa.schema(
         ("hypothesis_words", pa.list_(_WORD)),
         ("usage", pa.map_(pa.string(), pa.int64())),
         ("arrival_ns", pa.int64()),
+        ("held_ns", pa.list_(pa.int64())),
         ("entries", pa.int64()),  # how many rows of the timeline are this stream's
     ]
 )
@@ -99,7 +104,6 @@ _TIMELINE = pa.schema(
         ("due_ns", pa.int64()),
         ("value", pa.float64()),
         ("text", pa.string()),
-        ("held_ns", pa.int64()),
     ]
 )
 _KINDS = {kind: code for code, kind in enumerate(Kind)}
@@ -223,7 +227,7 @@ def write_records(folder: Path, records: Sequence[StreamRecord]) -> None:
             compression="zstd",
             compression_level=9,
             use_dictionary=["kind", "value", "text"],
-            column_encoding=dict.fromkeys(("stream", "t_ns", "due_ns", "held_ns"), "DELTA_BINARY_PACKED"),
+            column_encoding=dict.fromkeys(("stream", "t_ns", "due_ns"), "DELTA_BINARY_PACKED"),
             write_statistics=False,
         ) as writer,
     ):
@@ -256,7 +260,6 @@ def _batch(records: Sequence[StreamRecord]) -> Any:
         pa.array([entry.due_ns for entry in entries], pa.int64()),
         pa.array([entry.value for entry in entries], pa.float64()),
         pa.array([entry.text for entry in entries], pa.string()),
-        pa.array([entry.held_ns for entry in entries], pa.int64()),
     ]
     return pa.record_batch(columns, schema=_with_schema_number(_TIMELINE))
 
@@ -313,11 +316,9 @@ def _restored(row: Mapping[str, Any]) -> dict[str, Any]:
 def _entries(timeline: Any) -> Iterator[tuple[int, Entry]]:
     kinds = {kind.value: kind for kind in Kind}
     for batch in timeline.iter_batches(batch_size=1 << 16):
-        columns = [batch.column(name).to_pylist() for name in ("stream", "kind", "t_ns", "due_ns", "value", "text")]
-        held = "held_ns" in batch.schema.names  # timelines from before there were impairments have no such column
-        columns.append(batch.column("held_ns").to_pylist() if held else [None] * len(columns[0]))
-        for stream, kind, t_ns, due_ns, value, text, held_ns in zip(*columns, strict=True):
-            yield stream, Entry(t_ns, kinds[kind], due_ns, value, text, held_ns)
+        columns = (batch.column(name).to_pylist() for name in ("stream", "kind", "t_ns", "due_ns", "value", "text"))
+        for stream, kind, t_ns, due_ns, value, text in zip(*columns, strict=True):
+            yield stream, Entry(t_ns, kinds[kind], due_ns, value, text)
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], schema: Any = None) -> None:

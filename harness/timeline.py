@@ -27,24 +27,21 @@ class Kind(StrEnum):
     FINAL = "final"  # text: the whole transcript
     DROPPED = "dropped"  # value: seconds of audio that the server says it dropped
     ERROR = "error"  # text: "code: message"
-    RETRY = "retry"  # the attempt before failed, another one follows; text: why it failed; value: seconds waited in between
+    RETRY = (
+        "retry"  # the attempt before failed, another one follows; text: why it failed; value: seconds waited in between
+    )
     CLOSED = "closed"  # the socket is closed; text: "code reason"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """``t_ns`` and ``due_ns`` are ``time.perf_counter_ns`` less the run's origin.
-
-    ``held_ns``: how long a simulated network held the packet beyond its due time, on purpose. The due time stays the planned one, so
-    latencies contain the impairment; the lateness of the generator is ``t_ns - due_ns - held_ns``.
-    """
+    """``t_ns`` and ``due_ns`` are ``time.perf_counter_ns`` less the run's origin."""
 
     t_ns: int
     kind: Kind
     due_ns: int | None = None
     value: float | None = None
     text: str | None = None
-    held_ns: int | None = None
 
 
 class Outcome(StrEnum):
@@ -64,7 +61,9 @@ class StreamRecord:
     ramp-up and cool-down. ``reference`` and ``words`` travel with the record so that a run folder is complete in itself.
     ``delay_ms`` is the transcription delay asked for, ``delay_ms_in_force`` what the server said (``None``: it said nothing).
     ``hypothesis_words`` are the server's own word times, if it gave any. ``arrival_ns`` is when an open arrival process wanted the
-    stream to begin connecting (``None``: closed arrivals, which follow the server).
+    stream to begin connecting (``None``: closed arrivals, which follow the server). ``held_ns`` is how long a simulated network held
+    each packet beyond its due time, on purpose (empty: there was none); the end of audio is held with the last packet. Due times stay
+    the planned ones, so latencies contain the impairment, and the generator's own lateness does not.
     """
 
     stream: int
@@ -87,6 +86,7 @@ class StreamRecord:
     hypothesis_words: tuple[TimedWord, ...] = ()
     usage: dict[str, int] = field(default_factory=dict)
     arrival_ns: int | None = None
+    held_ns: list[int] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
 
     def of(self, kind: Kind) -> Iterator[Entry]:

@@ -303,11 +303,8 @@ class Stream:
 
     def _leaves_ns(self, index: int) -> int:
         """When the network lets it go: the due time, but for a simulated impairment."""
-        return self._due_ns(index) + (self._held(index) or 0)
-
-    def _held(self, index: int) -> int | None:
         held_ns = self._held_ns
-        return held_ns[min(index, len(held_ns) - 1)] if held_ns else None
+        return self._due_ns(index) + (held_ns[min(index, len(held_ns) - 1)] if held_ns else 0)
 
     # ---- what the connection tells ----
 
@@ -390,17 +387,11 @@ class Stream:
         """The stream as the timeline keeps it, in order of time."""
         utterance, count = self.prepared.utterance, len(self.prepared.packets)
         entries = [
-            Entry(
-                t_ns - origin_ns,
-                Kind.PACKET,
-                self._due_ns(index) - origin_ns,
-                self.prepared.sent_seconds[index],
-                held_ns=self._held(index),
-            )
+            Entry(t_ns - origin_ns, Kind.PACKET, self._due_ns(index) - origin_ns, self.prepared.sent_seconds[index])
             for index, t_ns in enumerate(self._left_ns[:count])
         ]
         entries += [
-            Entry(t_ns - origin_ns, Kind.END_OF_AUDIO, self._due_ns(count) - origin_ns, held_ns=self._held(count))
+            Entry(t_ns - origin_ns, Kind.END_OF_AUDIO, self._due_ns(count) - origin_ns)
             for t_ns in self._left_ns[count:]
         ]
         entries += [Entry(event.t_ns - origin_ns, event.kind, None, event.value, event.text) for event in self._events]
@@ -425,6 +416,7 @@ class Stream:
             hypothesis_words=self._final.words if self._final else (),
             usage=dict(self._usage),
             arrival_ns=None if self.arrival_ns is None else self.arrival_ns - origin_ns,
+            held_ns=list(self._held_ns),
             entries=entries,
         )
 
