@@ -148,7 +148,7 @@ def read(path: Path) -> Recorded:
     rows = [
         (number, row)
         for number, row in zip(count(1), csv.reader(lines), strict=False)
-        if row and row[0].strip() and not row[0].lstrip().startswith("#")
+        if any(cell.strip() for cell in row) and not row[0].lstrip().startswith("#")
     ]
     columns = {"start_seconds": 0, "utterance": 1}
     if rows and "start_seconds" in (names := [name.strip() for name in rows[0][1]]):
