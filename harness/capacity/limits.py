@@ -136,7 +136,7 @@ def judge(
     Raises:
         LimitError: a latency cannot be had, because the dataset has no word times.
     """
-    measures: dict[str, float | None] = {"pacing_p99": scores.pacing.p99.value, "streams": scores.streams}
+    measures: dict[str, float | None] = {"pacing_p99": scores.pacing.p99.value, "scored_streams": scores.streams}
     late = scores.pacing.max or 0.0
     reasons: list[str] = []
     certain = bool(saturated)
