@@ -106,7 +106,7 @@ def bench(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="Name of a dataset ('earmark datasets list'), or a path.",
+            help="Name of a dataset ('earmark datasets list'), a path, or a mix: spoken-en*3+non-speech.",
             show_default="spoken-en; spoken-numbers for the small model that comes along",
         ),
     ] = None,
@@ -162,7 +162,7 @@ def bench(
 ) -> int:
     """Start a server (or take --target), replay a dataset against it, score, report."""
     from harness import bench as benches
-    from harness.corpus import load
+    from harness.corpus.mix import load_mix
 
     terminal = _Terminal(everything_to_stderr=as_json)
     if target is not None and server_option:
@@ -200,7 +200,7 @@ def bench(
     )
     if normaliser is not None:
         _check_normaliser(normaliser)
-    corpus = load(dataset or benches.default_dataset(plan), limit=limit, skip_bad=skip_bad)
+    corpus = load_mix(dataset or benches.default_dataset(plan), limit=limit, skip_bad=skip_bad)
     terminal.say(_forecast(plan, corpus))
     outcome = benches.run(plan, corpus, terminal.watcher())
     if not outcome.runs:
