@@ -111,8 +111,9 @@ def bench(
         ),
     ] = None,
     concurrency: Annotated[
-        str, typer.Option(help="Streams at once; several, comma-separated, make several runs.")
-    ] = "8",
+        str | None,
+        typer.Option(help="Streams at once; several, comma-separated, make several runs.", show_default="8"),
+    ] = None,
     delay_ms: Annotated[
         str | None,
         typer.Option(
@@ -167,8 +168,12 @@ def bench(
     terminal = _Terminal(everything_to_stderr=as_json)
     if target is not None and server_option:
         raise UsageError("--server-option is for the server that bench starts; it cannot be combined with --target")
+    if arrival != "closed" and concurrency is not None:
+        raise UsageError(
+            f"--concurrency is for closed arrivals: --arrival {arrival} decides how many streams there are"
+        )
     plan = benches.Plan(
-        concurrencies=_numbers(concurrency, "--concurrency"),
+        concurrencies=_numbers(concurrency or ("8" if arrival == "closed" else "1"), "--concurrency"),
         delays_ms=_delays(delay_ms or ("server" if target else DEFAULT_DELAYS_MS)),
         packet_ms=packet_ms,
         speed=speed,

@@ -204,7 +204,7 @@ class Generator:
         self._shelf = Shelf(destination, cell, load)
         self._shelf.fill(utterances)
         self._jobs, self._total, self._lanes = self._planned()
-        self._progress = Progress(total=self._total or 0)
+        self._progress = Progress(total=self._expected() if self._total is None else self._total)
         self._streams: list[Stream] = []
         self._active: dict[int, Stream] = {}
         self._busy_ns: list[tuple[int, int]] = []
@@ -234,6 +234,11 @@ class Generator:
             raise ReplayError(str(error)) from None
         lanes = self._share.lanes(min(cell.concurrency, len(self._utterances) * cell.repeat))
         return iter(listed), len(listed), lanes
+
+    def _expected(self) -> int:
+        """About how many streams lanes that go on for a time will have."""
+        seconds = sum(utterance.seconds for utterance in self._utterances) / len(self._utterances) / self._cell.speed
+        return max(1, round(len(self._lanes) * max(1.0, (self._cell.seconds or 0.0) / seconds))) if seconds else 1
 
     async def warm_up(self, stop: asyncio.Event) -> None:
         """Replay the shortest utterance a few times, unrecorded: a server that fails it is not worth a run.
