@@ -185,6 +185,15 @@ def study(session: nox.Session) -> None:
         sys.exit(code)  # 3 where a cell failed, 130 when interrupted
 
 
+@nox.session(default=False)
+def capacity(session: nox.Session) -> None:
+    """How many streams a server sustains within limits; options are those of ``earmark capacity``."""
+    programs = install_to_run(session, TO_BENCH)
+    code = subprocess.call([str(programs / "earmark"), "capacity", *session.posargs])
+    if code:
+        sys.exit(code)  # 3 where it failed, 130 when interrupted
+
+
 @nox.session
 def gate(session: nox.Session) -> None:
     """Hold runs against a baseline: 0 pass, 1 regression, 2 cannot compare."""

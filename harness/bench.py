@@ -21,22 +21,53 @@ import httpx
 import msgspec
 
 from harness import audio, environment, store
+from harness.arrivals import Arrivals, Closed, Recorded, planned
 from harness.corpus import Corpus, Utterance
 from harness.drivers import DRIVERS
 from harness.drivers.base import Request, address
+from harness.impairment import Impairment
 from harness.launch import Server, start
-from harness.replay import Cell, Replayed, ReplayError, replay
+from harness.replay import Cell, Replayed, ReplayError, Watch, replay, replay_by_processes
+from harness.replay.jobs import MOST_STREAMS
 from harness.replay.loop import new_event_loop
-from harness.replay.stream import Destination, Progress
+from harness.replay.processes import MOST_PROCESSES
+from harness.replay.stream import Destination, Progress, Retries
 from harness.system import Sampler
+from harness.timeline import Kind
 
 ASK_SECONDS = 5.0
 LARGEST_ANSWER_BYTES = 8 * 1024 * 1024
 WORST_VALID_LATENESS_SECONDS = 0.020
+WORST_ARRIVAL_LATENESS_SECONDS = 0.050
 
 
 class BenchError(Exception):
     """The bench cannot be run as asked; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How streams come and what befalls their packets; the plain load replays each utterance in closed lanes over a good network.
+
+    The fields are those of `harness.replay.Cell`; ``generators`` is the number of processes that make the load.
+    """
+
+    arrivals: Arrivals = Closed()
+    seconds: float | None = None
+    think_seconds: float = 0.0
+    duty_cycle: float | None = None
+    impairment: Impairment = Impairment()
+    per_connection: int = 1
+    retries: int = 0
+    only_steady: bool = False
+    generators: int = 1
+
+    def described(self) -> dict[str, Any]:
+        """What is not plain, for the record of a run. Arrivals have a place of their own there."""
+        plain = Load()
+        names = ("seconds", "think_seconds", "duty_cycle", "per_connection", "retries", "only_steady", "generators")
+        found = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
+        return found | self.impairment.described()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +92,7 @@ class Plan:
     label: str = ""
     out: Path = Path("reports/runs")
     command: Sequence[str] = ()  # as given, for the record; without the key
+    load: Load = Load()
 
     def __post_init__(self) -> None:
         if self.protocol not in DRIVERS:
@@ -75,6 +107,39 @@ class Plan:
                 raise BenchError(f"delay {delay_ms} ms: choose 0 to 60000, or 'server' for the server's own")
         if not self.speed > 0:
             raise BenchError(f"speed {self.speed}: choose a positive number (1 is real time, inf as fast as possible)")
+        if not 1 <= self.load.generators <= MOST_PROCESSES:
+            raise BenchError(f"{self.load.generators} generator processes: choose 1 to {MOST_PROCESSES}")
+        if self.load.retries < 0:
+            raise BenchError(f"{self.load.retries} retries: choose 0 or more")
+        if not isinstance(self.load.arrivals, Closed) and len(self.concurrencies) > 1:
+            raise BenchError(
+                f"arrival {self.load.arrivals} decides how many streams there are at once: name one concurrency"
+            )
+        for concurrency in self.concurrencies:
+            try:
+                self.cell(concurrency)
+            except ValueError as error:
+                raise BenchError(str(error)) from None
+
+    def cell(self, concurrency: int) -> Cell:
+        """What is replayed at so many lanes."""
+        load = self.load
+        return Cell(
+            concurrency=concurrency,
+            packet_ms=self.packet_ms,
+            speed=self.speed,
+            seed=self.seed,
+            repeat=self.repeat,
+            warm_up=self.warm_up,
+            only_steady=load.only_steady,
+            arrivals=load.arrivals,
+            seconds=load.seconds,
+            think_seconds=load.think_seconds,
+            duty_cycle=load.duty_cycle,
+            impairment=load.impairment,
+            per_connection=load.per_connection,
+            retries=Retries(load.retries),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +184,23 @@ def default_dataset(plan: Plan) -> str:
     return "spoken-numbers" if small else "spoken-en"
 
 
+def forecast_seconds(plan: Plan, lanes: int, corpus: Corpus) -> float:
+    """How long a cell takes at least."""
+    load = plan.load
+    longest = max(utterance.seconds for utterance in corpus.utterances) / plan.speed
+    if load.seconds is not None:
+        return load.seconds + longest
+    count = len(corpus.utterances) * plan.repeat
+    match load.arrivals:
+        case Closed():
+            speech = corpus.seconds * plan.repeat / plan.speed
+            silence = count * load.think_seconds if load.duty_cycle is None else speech * (1 / load.duty_cycle - 1)
+            return max((speech + silence) / lanes, longest)
+        case arrivals:
+            most = MOST_STREAMS if isinstance(arrivals, Recorded) else count
+            return planned(arrivals, plan.seed, most)[-1][0] + longest
+
+
 def run(plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
     """Replay ``corpus`` once per delay and concurrency of the plan, and keep each as a run folder under ``plan.out``.
 
@@ -145,25 +227,40 @@ def run(plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
     return outcome
 
 
-def run_on(server: Server, plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
+def run_on(
+    server: Server, plan: Plan, corpus: Corpus, watcher: Watcher | None = None, *, watch: Watch | None = None
+) -> Outcome:
     """As `run`, on a server that somebody else has started and will end. There is no folder but those of the runs.
 
     Raises:
         ServerError: the server died.
         ReplayError: the server transcribes nothing.
     """
+    return run_against(started(server, plan), plan, corpus, watcher, watch=watch)
+
+
+def run_against(
+    measured: Measured, plan: Plan, corpus: Corpus, watcher: Watcher | None = None, *, watch: Watch | None = None
+) -> Outcome:
+    """As `run_on`, against whatever server `started` or `target` has described. ``watch`` may end each run early."""
     watcher, outcome = watcher or Watcher(), Outcome(plan.out)
     with _Interrupts() as interrupts:
-        _run_cells(plan, corpus, _started(server, plan), watcher, interrupts, outcome)
+        _run_cells(plan, corpus, measured, watcher, interrupts, outcome, watch)
     return outcome
 
 
 def _run_cells(
-    plan: Plan, corpus: Corpus, measured: Measured, watcher: Watcher, interrupts: _Interrupts, outcome: Outcome
+    plan: Plan,
+    corpus: Corpus,
+    measured: Measured,
+    watcher: Watcher,
+    interrupts: _Interrupts,
+    outcome: Outcome,
+    watch: Watch | None = None,
 ) -> None:
     interrupts.server = measured.server
     for delay_ms, concurrency in product(plan.delays_ms, plan.concurrencies):
-        _run_cell(plan, corpus, measured, concurrency, delay_ms, watcher, interrupts, outcome)
+        _run_cell(plan, corpus, measured, concurrency, delay_ms, watcher, interrupts, outcome, watch)
         if not outcome.complete:
             outcome.notes.append("interrupted: what was not replayed until then is missing")
             break
@@ -185,21 +282,22 @@ def _folder(plan: Plan, corpus: Corpus) -> Path:
 def _measured(plan: Plan, folder: Path, watcher: Watcher) -> Iterator[Measured]:
     """The server to measure: the target, or one that lives as long as the bench."""
     if plan.target is not None:
-        yield _ask(plan)
+        yield target(plan)
         return
     watcher.say(f"starting the server (engine {plan.engine})")
     with start(["--engine", plan.engine, *plan.server_options], folder / "server.log") as server:
         told = server.announcement
         watcher.say(f"serving {told.engine} ({told.model}) at {server.url}")
-        yield _started(server, plan)
+        yield started(server, plan)
 
 
-def _started(server: Server, plan: Plan) -> Measured:
+def started(server: Server, plan: Plan) -> Measured:
+    """A server that was started, as it announced itself."""
     told = server.announcement
     return Measured(server.url, told.engine, plan.model or told.model, told.caveat, server.api_key, server)
 
 
-def _ask(plan: Plan) -> Measured:
+def target(plan: Plan) -> Measured:
     """What a target says about itself at ``/v1/models``; few servers say much, and none has to."""
     assert plan.target is not None
     url, _ = address(DRIVERS[plan.protocol], plan.target, None)
@@ -246,6 +344,7 @@ def _run_cell(
     watcher: Watcher,
     interrupts: _Interrupts,
     outcome: Outcome,
+    watch: Watch | None,
 ) -> None:
     driver = DRIVERS[plan.protocol]
     url, headers = address(driver, measured.url, measured.api_key)
@@ -254,20 +353,13 @@ def _run_cell(
     folder = store.create(plan.out, record.config)
     record.id = folder.name
     store.write_run(folder, record)
-    watcher.begin(folder.name, len(corpus.utterances) * plan.repeat)
-    cell = Cell(
-        concurrency=concurrency,
-        packet_ms=plan.packet_ms,
-        speed=plan.speed,
-        seed=plan.seed,
-        repeat=plan.repeat,
-        warm_up=plan.warm_up,
-    )
+    watcher.begin(folder.name, _expected_streams(plan, concurrency, corpus))
+    cell = plan.cell(concurrency)
     _keep_metrics(folder / "metrics-before.txt", measured, plan)
     server = measured.server
     try:
         with Sampler(server_pid=server.pid if server else None) as sampler:
-            replayed = _replay(corpus.utterances, destination, cell, watcher, interrupts)
+            replayed = _replay(corpus.utterances, destination, cell, plan.load.generators, watcher, interrupts, watch)
     except ReplayError:
         _forget(folder)
         if server is not None:
@@ -275,7 +367,7 @@ def _run_cell(
         raise
     finally:
         watcher.end()
-    outcome.complete = replayed.complete
+    outcome.complete = replayed.complete or bool(replayed.stopped_because)
     if not replayed.records:
         _forget(folder)
         return
@@ -285,10 +377,44 @@ def _run_cell(
     store.write_system(folder, sampler.rows(replayed.origin_ns))
     record.complete, record.wall_seconds = replayed.complete, round(replayed.wall_seconds, 3)
     record.environment["generator_priority"] = replayed.priority
+    record.generator = _generator(replayed)
     record.notes += _notes(replayed, corpus)
     store.write_run(folder, record)
     if server is not None:
         server.check()
+
+
+def _expected_streams(plan: Plan, concurrency: int, corpus: Corpus) -> int:
+    """How many streams a cell will have, or about how many where its time decides."""
+    load, count = plan.load, len(corpus.utterances) * plan.repeat
+    if isinstance(load.arrivals, Closed):
+        if load.seconds is None:
+            return count
+        return max(concurrency, round(concurrency * load.seconds * plan.speed * count / corpus.seconds))
+    most = MOST_STREAMS if load.seconds is not None or isinstance(load.arrivals, Recorded) else count
+    return len(planned(load.arrivals, plan.seed, most, load.seconds))
+
+
+def _generator(replayed: Replayed) -> dict[str, Any]:
+    """What the generator says of itself, for the record of a run."""
+    found: dict[str, Any] = {
+        "priority": replayed.priority,
+        "cpu_seconds": round(replayed.generator_cpu_seconds, 3),
+        "blocked_writes": replayed.blocked_writes,
+        "retries": replayed.retries,
+    }
+    arrived = [
+        (connecting.t_ns - record.arrival_ns) / 1e9
+        for record in replayed.records
+        if record.arrival_ns is not None and (connecting := record.first(Kind.CONNECTING)) is not None
+    ]
+    if arrived:
+        found["worst_arrival_lateness_seconds"] = round(max(arrived), 6)
+    if replayed.stopped_because:
+        found["stopped_because"] = replayed.stopped_because
+    if replayed.clocks:
+        found["processes"] = replayed.clocks
+    return found
 
 
 def _forget(folder: Path) -> None:
@@ -320,6 +446,8 @@ def _new_run(plan: Plan, corpus: Corpus, measured: Measured, concurrency: int, d
         caveat=measured.caveat,
         server_options=list(plan.server_options),
         label=plan.label,
+        arrival=str(plan.load.arrivals),
+        load=plan.load.described(),
     )
     return store.Run(
         schema=store.SCHEMA,
@@ -331,16 +459,35 @@ def _new_run(plan: Plan, corpus: Corpus, measured: Measured, concurrency: int, d
 
 
 def _replay(
-    utterances: Sequence[Utterance], destination: Destination, cell: Cell, watcher: Watcher, interrupts: _Interrupts
+    utterances: Sequence[Utterance],
+    destination: Destination,
+    cell: Cell,
+    generators: int,
+    watcher: Watcher,
+    interrupts: _Interrupts,
+    watch: Watch | None,
 ) -> Replayed:
     stop = asyncio.Event()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         loop = runner.get_loop()
         interrupts.stop = lambda: loop.call_soon_threadsafe(stop.set)
         try:
-            return runner.run(
-                replay(utterances, destination, cell, audio.load, on_progress=watcher.progress, stop=stop)
+            if generators == 1:
+                one = replay(
+                    utterances, destination, cell, audio.load, on_progress=watcher.progress, stop=stop, watch=watch
+                )
+                return runner.run(one)
+            several = replay_by_processes(
+                utterances,
+                destination,
+                cell,
+                audio.load,
+                generators,
+                on_progress=watcher.progress,
+                stop=stop,
+                watch=watch,
             )
+            return runner.run(several)
         finally:
             interrupts.stop = None
 
@@ -388,8 +535,11 @@ def _notes(replayed: Replayed, corpus: Corpus) -> list[str]:
     notes = [*replayed.notes]
     if corpus.notes:
         notes.append(corpus.notes)
-    if not replayed.complete:
+    if not replayed.complete and not replayed.stopped_because:
         notes.append("interrupted: not every utterance was replayed")
+    late = _generator(replayed).get("worst_arrival_lateness_seconds", 0.0)
+    if late > WORST_ARRIVAL_LATENESS_SECONDS:
+        notes.append(f"streams began up to {1000 * late:.0f} ms after their arrival: the generator could not keep up")
     if replayed.blocked_writes:
         notes.append(f"{replayed.blocked_writes} packets had to wait for the server to read")
     return notes

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.commands import load as loads
+from harness.commands.capacity import capacity as capacity_command
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -34,6 +37,7 @@ app = typer.Typer(
 )
 datasets_app = typer.Typer(help="What can be replayed.", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
+app.command("capacity")(capacity_command)
 
 
 def main() -> None:
@@ -77,6 +81,8 @@ def _expected() -> tuple[type[Exception], ...]:
         "harness.gate": "GateError",
         "sizing.shape": "SizingError",
         "harness.grid": "StudyError",
+        "harness.capacity.measuring": "CapacityError",
+        "harness.capacity.limits": "LimitError",
     }
     return (
         UsageError,
@@ -100,13 +106,14 @@ def bench(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="Name of a dataset ('earmark datasets list'), or a path.",
+            help="Name of a dataset ('earmark datasets list'), a path, or a mix: spoken-en*3+non-speech.",
             show_default="spoken-en; spoken-numbers for the small model that comes along",
         ),
     ] = None,
     concurrency: Annotated[
-        str, typer.Option(help="Streams at once; several, comma-separated, make several runs.")
-    ] = "8",
+        str | None,
+        typer.Option(help="Streams at once; several, comma-separated, make several runs.", show_default="8"),
+    ] = None,
     delay_ms: Annotated[
         str | None,
         typer.Option(
@@ -143,16 +150,30 @@ def bench(
         list[str] | None,
         typer.Option(help="Passed to the server that is started, e.g. --server-option=--sphinx-workers=2."),
     ] = None,
+    arrival: loads.Arrival = "closed",
+    seconds: loads.Seconds = None,
+    think_seconds: loads.ThinkSeconds = 0.0,
+    duty_cycle: loads.DutyCycle = None,
+    jitter_ms: loads.JitterMs = 0.0,
+    burst: loads.Burst = 1,
+    stall: loads.Stall = "",
+    per_connection: loads.PerConnection = 1,
+    retries: loads.Retries = 0,
+    generators: loads.Generators = 1,
 ) -> int:
     """Start a server (or take --target), replay a dataset against it, score, report."""
     from harness import bench as benches
-    from harness.corpus import load
+    from harness.corpus.mix import load_mix
 
     terminal = _Terminal(everything_to_stderr=as_json)
     if target is not None and server_option:
         raise UsageError("--server-option is for the server that bench starts; it cannot be combined with --target")
+    if arrival != "closed" and concurrency is not None:
+        raise UsageError(
+            f"--concurrency is for closed arrivals: --arrival {arrival} decides how many streams there are"
+        )
     plan = benches.Plan(
-        concurrencies=_numbers(concurrency, "--concurrency"),
+        concurrencies=_numbers(concurrency or ("8" if arrival == "closed" else "1"), "--concurrency"),
         delays_ms=_delays(delay_ms or ("server" if target else DEFAULT_DELAYS_MS)),
         packet_ms=packet_ms,
         speed=speed,
@@ -169,10 +190,22 @@ def bench(
         label=label,
         out=out,
         command=_public_arguments(sys.argv[1:]),
+        load=loads.load_of(
+            arrival=arrival,
+            seconds=seconds,
+            think_seconds=think_seconds,
+            duty_cycle=duty_cycle,
+            jitter_ms=jitter_ms,
+            burst=burst,
+            stall=stall,
+            per_connection=per_connection,
+            retries=retries,
+            generators=generators,
+        ),
     )
     if normaliser is not None:
         _check_normaliser(normaliser)
-    corpus = load(dataset or benches.default_dataset(plan), limit=limit, skip_bad=skip_bad)
+    corpus = load_mix(dataset or benches.default_dataset(plan), limit=limit, skip_bad=skip_bad)
     terminal.say(_forecast(plan, corpus))
     outcome = benches.run(plan, corpus, terminal.watcher())
     if not outcome.runs:
@@ -191,12 +224,10 @@ def bench(
 
 
 def _forecast(plan: Any, corpus: Corpus) -> str:
+    from harness.bench import forecast_seconds
+
     cells = len(plan.concurrencies) * len(plan.delays_ms)
-    seconds = sum(
-        max(corpus.seconds * plan.repeat / lanes, max(utterance.seconds for utterance in corpus.utterances))
-        / plan.speed
-        for lanes in plan.concurrencies
-    ) * len(plan.delays_ms)
+    seconds = len(plan.delays_ms) * sum(forecast_seconds(plan, lanes, corpus) for lanes in plan.concurrencies)
     return (
         f"{corpus.name}: {len(corpus.utterances)} utterances, {corpus.seconds / 60:.1f} minutes of audio; "
         f"{cells} run{'s' if cells > 1 else ''}, about {math.ceil(seconds)} s"
@@ -277,6 +308,11 @@ def _public_arguments(arguments: list[str]) -> list[str]:
     return shown
 
 
+def public_arguments(arguments: list[str]) -> list[str]:
+    """For commands in files of their own."""
+    return _public_arguments(arguments)
+
+
 def _check_normaliser(name: str) -> None:
     from harness.normalise import normaliser
 
@@ -284,6 +320,11 @@ def _check_normaliser(name: str) -> None:
         normaliser(name)
     except ValueError as error:
         raise UsageError(f"--normaliser: {error}") from None
+
+
+def terminal(*, everything_to_stderr: bool = False) -> _Terminal:
+    """For commands in files of their own."""
+    return _Terminal(everything_to_stderr=everything_to_stderr)
 
 
 class _Terminal:

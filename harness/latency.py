@@ -132,11 +132,13 @@ def delay_seconds(record: StreamRecord) -> float | None:
 
 
 def lateness(record: StreamRecord) -> list[float]:
-    """Pacing lateness of every scheduled message of the stream: seconds from due to sent."""
+    """Pacing lateness of every scheduled message of the stream: seconds from due to sent, less those it was held on purpose."""
+    sent = [entry for entry in record.entries if entry.kind is Kind.PACKET or entry.kind is Kind.END_OF_AUDIO]
+    held_ns = record.held_ns
     return [
-        (entry.t_ns - entry.due_ns) / _NS
-        for entry in record.entries
-        if entry.due_ns is not None and (entry.kind is Kind.PACKET or entry.kind is Kind.END_OF_AUDIO)
+        (entry.t_ns - entry.due_ns - (held_ns[min(place, len(held_ns) - 1)] if held_ns else 0)) / _NS
+        for place, entry in enumerate(sent)
+        if entry.due_ns is not None
     ]
 
 

@@ -46,6 +46,9 @@ class RunConfig(msgspec.Struct, frozen=True):
     caveat: str = ""  # a sentence that must stand beside the accuracy, e.g. that the recogniser is a weak one
     server_options: list[str] = []
     label: str = ""
+    load: dict[
+        str, Any
+    ] = {}  # what makes the load another than the plain one: seconds, think_seconds, jitter_ms, retries, ...
 
 
 class Run(msgspec.Struct):
@@ -61,6 +64,9 @@ class Run(msgspec.Struct):
     complete: bool = False
     wall_seconds: float = 0.0
     notes: list[str] = []
+    generator: dict[
+        str, Any
+    ] = {}  # processes and their clocks, CPU seconds, retries, blocked writes, why it stopped early
 
 
 _WORD = pa.struct([("text", pa.string()), ("start", pa.float64()), ("end", pa.float64())])
@@ -85,6 +91,8 @@ _STREAMS = pa.schema(
         ("hypothesis", pa.string()),
         ("hypothesis_words", pa.list_(_WORD)),
         ("usage", pa.map_(pa.string(), pa.int64())),
+        ("arrival_ns", pa.int64()),
+        ("held_ns", pa.list_(pa.int64())),
         ("entries", pa.int64()),  # how many rows of the timeline are this stream's
     ]
 )

@@ -27,6 +27,9 @@ class Kind(StrEnum):
     FINAL = "final"  # text: the whole transcript
     DROPPED = "dropped"  # value: seconds of audio that the server says it dropped
     ERROR = "error"  # text: "code: message"
+    RETRY = (
+        "retry"  # the attempt before failed, another one follows; text: why it failed; value: seconds waited in between
+    )
     CLOSED = "closed"  # the socket is closed; text: "code reason"
 
 
@@ -57,7 +60,10 @@ class StreamRecord:
     ``t0_ns`` is the *planned* start: the sample at audio time x was due at ``t0_ns + x / speed``. ``scored`` is false for streams in
     ramp-up and cool-down. ``reference`` and ``words`` travel with the record so that a run folder is complete in itself.
     ``delay_ms`` is the transcription delay asked for, ``delay_ms_in_force`` what the server said (``None``: it said nothing).
-    ``hypothesis_words`` are the server's own word times, if it gave any.
+    ``hypothesis_words`` are the server's own word times, if it gave any. ``arrival_ns`` is when an open arrival process wanted the
+    stream to begin connecting (``None``: closed arrivals, which follow the server). ``held_ns`` is how long a simulated network held
+    each packet beyond its due time, on purpose (empty: there was none); the end of audio is held with the last packet. Due times stay
+    the planned ones, so latencies contain the impairment, and the generator's own lateness does not.
     """
 
     stream: int
@@ -79,6 +85,8 @@ class StreamRecord:
     hypothesis: str = ""
     hypothesis_words: tuple[TimedWord, ...] = ()
     usage: dict[str, int] = field(default_factory=dict)
+    arrival_ns: int | None = None
+    held_ns: list[int] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
 
     def of(self, kind: Kind) -> Iterator[Entry]:

@@ -45,6 +45,25 @@ class Listener(Protocol):
         """The server answered the handshake with this HTTP status (0: with something that is no such answer)."""
 
 
+class Nobody:
+    """A listener that does not care: of connections that no stream uses, or no longer."""
+
+    def opened(self, t_ns: int) -> None:
+        pass
+
+    def received(self, frame: str | bytes, t_ns: int) -> None:
+        pass
+
+    def drained(self, t_ns: int) -> None:
+        pass
+
+    def closed(self, code: int, reason: str, t_ns: int) -> None:
+        pass
+
+    def turned_away(self, status: int, reason: str, t_ns: int) -> None:
+        pass
+
+
 def prepare(text: str) -> bytes:
     """The bytes of a masked text frame. The mask is drawn once: a prepared frame may be sent on many connections."""
     return Frame(Opcode.TEXT, text.encode()).serialize(mask=True)
@@ -54,7 +73,7 @@ class Connection(asyncio.Protocol):
     """One WebSocket connection. Made by ``connect``."""
 
     def __init__(self, uri: WebSocketURI, headers: Mapping[str, str], listener: Listener) -> None:
-        self._uri, self._headers, self._listener = uri, headers, listener
+        self._uri, self._headers, self.listener = uri, headers, listener
         self._websocket = ClientProtocol(uri, max_size=LARGEST_MESSAGE_BYTES)
         self._transport: asyncio.Transport | None = None
         self._fragments: list[bytes] = []
@@ -63,7 +82,12 @@ class Connection(asyncio.Protocol):
         self.blocked = False
         self.gone = asyncio.get_running_loop().create_future()
 
-    # ---- called by the replay ----
+    # ---- called by the replay; ``listener`` may be exchanged at any time ----
+
+    @property
+    def is_open(self) -> bool:
+        """Whether frames can be written."""
+        return self._transport is not None and self._websocket.state is State.OPEN
 
     def write(self, prepared: bytes) -> bool:
         """Send a prepared frame. False when it could not leave at once (``Listener.drained`` will follow) or not at all."""
@@ -122,8 +146,8 @@ class Connection(asyncio.Protocol):
         code, reason = self._websocket.close_code or 1006, self._websocket.close_reason or ""
         if not self._handshake_over:
             self._handshake_over = True
-            self._listener.turned_away(0, str(exc) if exc else "connection closed during the handshake", t_ns)
-        self._listener.closed(code, reason or (str(exc) if exc and code == 1006 else ""), t_ns)
+            self.listener.turned_away(0, str(exc) if exc else "connection closed during the handshake", t_ns)
+        self.listener.closed(code, reason or (str(exc) if exc and code == 1006 else ""), t_ns)
         self._transport = None  # the two point at each other, and the collector is off while load runs
         if not self.gone.done():
             self.gone.set_result(None)
@@ -133,7 +157,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.blocked = False
-        self._listener.drained(perf_counter_ns())
+        self.listener.drained(perf_counter_ns())
 
     # ---- inside ----
 
@@ -149,12 +173,12 @@ class Connection(asyncio.Protocol):
         self._handshake_over = True
         match self._websocket.handshake_exc:
             case None:
-                self._listener.opened(t_ns)
+                self.listener.opened(t_ns)
             case InvalidStatus():
                 body = bytes(response.body or b"")[:200].decode(errors="replace").strip()
-                self._listener.turned_away(response.status_code, f"{response.reason_phrase} {body}".strip(), t_ns)
+                self.listener.turned_away(response.status_code, f"{response.reason_phrase} {body}".strip(), t_ns)
             case error:
-                self._listener.turned_away(0, str(error), t_ns)
+                self.listener.turned_away(0, str(error), t_ns)
 
     def _handle_frame(self, frame: Frame, t_ns: int) -> None:
         match frame.opcode:
@@ -171,7 +195,7 @@ class Connection(asyncio.Protocol):
                 pass  # the core answers pings and closes by itself
 
     def _deliver(self, data: bytes, binary: bool, t_ns: int) -> None:
-        self._listener.received(data if binary else data.decode(errors="replace"), t_ns)
+        self.listener.received(data if binary else data.decode(errors="replace"), t_ns)
 
     def _flush(self) -> None:
         transport = self._transport

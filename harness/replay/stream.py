@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from time import perf_counter_ns
 from harness.corpus import Utterance
 from harness.drivers.base import Appended, Done, Driver, Dropped, Fault, Final, Ready, Request, Tentative
 from harness.pacing import NS, due_offsets_ns, packet_ends
-from harness.replay.connection import Connection, close_text, connect, prepare
+from harness.replay.connection import Connection, Nobody, close_text, connect, prepare
 from harness.replay.timetable import Timetable
 from harness.timeline import Entry, Kind, Outcome, StreamRecord
 from wire.pcm import BYTES_PER_SECOND
@@ -45,6 +46,23 @@ class Patience:
     close_seconds: float = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often a stream that was refused, or found no connection, tries again before it sent any audio. Never, unless asked for.
+
+    Waits double from ``first_seconds`` up to ``longest_seconds``, each spread over half to one and a half of it by the seed.
+    """
+
+    times: int = 0
+    first_seconds: float = 0.5
+    longest_seconds: float = 10.0
+
+    def wait_seconds(self, attempt: int, seed: int, stream: int) -> float:
+        """How long to wait after failed ``attempt`` (from 0)."""
+        spread = 0.5 + random.Random(f"retry {seed} {stream} {attempt}").random()
+        return min(self.longest_seconds, self.first_seconds * 2.0**attempt) * spread
+
+
 @dataclass(slots=True)
 class Progress:
     """Counts of the moment."""
@@ -53,6 +71,7 @@ class Progress:
     active: int = 0
     done: int = 0
     failed: int = 0
+    retries: int = 0
     words: int = 0
     audio_seconds: float = 0.0  # of streams that have ended
     worst_lateness_seconds: float = 0.0
@@ -83,6 +102,22 @@ class Prepared:
         return sum(map(len, self.packets))
 
 
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """When and how a stream sends. ``held_ns``: how long a simulated network keeps each packet; empty for a good one."""
+
+    jitter_ns: int = 0
+    held_ns: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """An open connection that a stream leaves to the next one, and the transcription delay that the server said is in force on it."""
+
+    connection: Connection
+    delay_ms_in_force: int | None
+
+
 class Stream:
     """What is to be sent, what was, and what came back. ``run`` does it all; the rest is called by loop and connection."""
 
@@ -94,13 +129,19 @@ class Stream:
         destination: Destination,
         patience: Patience,
         progress: Progress,
+        *,
+        arrival_ns: int | None = None,
     ) -> None:
-        self.index, self.lane, self.prepared = index, lane, prepared
+        self.index, self.lane, self.prepared, self.arrival_ns = index, lane, prepared, arrival_ns
         self.t0_ns = 0
         self.blocked_writes = 0
+        self.retries = 0
         self.outcome: Outcome | None = None
         self.error = ""
+        self.final_ns: int | None = None
+        self.words_shown = 0
         self._destination, self._patience, self._progress = destination, patience, progress
+        self._held_ns: tuple[int, ...] = ()
         self._left_ns: list[int] = []  # when each packet had left, the end of audio last
         self._written = 0
         self._events: list[Entry] = []
@@ -108,43 +149,102 @@ class Stream:
         self._usage: Mapping[str, int] = {}
         self._delay_ms_in_force: int | None = None
         self._connection: Connection | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """As if nothing had been tried yet."""
         loop = asyncio.get_running_loop()
+        self.outcome, self.error = None, ""
         self._is_open: asyncio.Future[None] = loop.create_future()
         self._is_ready: asyncio.Future[None] = loop.create_future()
         self._is_over: asyncio.Future[None] = loop.create_future()
 
-    async def run(self, timetable: Timetable, jitter_ns: int) -> None:
-        """Replay the utterance: connect, wait for the session, send on schedule, wait for the end, close."""
+    async def run(
+        self,
+        timetable: Timetable,
+        departure: Departure | None = None,
+        *,
+        line: Line | None = None,
+        keep: bool = False,
+        retries: Retries | None = None,
+        seed: int = 0,
+    ) -> Line | None:
+        """Replay the utterance: connect, wait for the session, send on schedule, wait for the end, close.
+
+        With a ``line`` there is nothing to connect. With ``keep`` the connection of a stream that ended well is left open and returned.
+        """
+        departure, retries = departure or Departure(), retries or Retries()
         try:
-            await self._run(timetable, jitter_ns)
+            if line is not None and line.connection.is_open:
+                self._connection, self._delay_ms_in_force = line.connection, line.delay_ms_in_force
+                self._connection.listener = self
+                _resolve(self._is_open)
+                _resolve(self._is_ready)
+            elif not await self._open_with_retries(retries, seed):
+                return None
+            return await self._run(timetable, departure, keep=keep)
         except asyncio.CancelledError:
             self._end(Outcome.ABANDONED, "the run was interrupted")
             if self._connection is not None:
                 self._connection.abort()
             raise
 
-    async def _run(self, timetable: Timetable, jitter_ns: int) -> None:
-        patience, prepared, destination = self._patience, self.prepared, self._destination
+    async def _open_with_retries(self, retries: Retries, seed: int) -> bool:
+        """Whether there is a session to send audio in."""
+        while True:
+            await self._open()
+            if self.outcome is None:
+                return True
+            await self._leave()
+            if self.retries >= retries.times:
+                return False
+            wait_seconds = retries.wait_seconds(self.retries, seed, self.index)
+            self._events.append(Entry(perf_counter_ns(), Kind.RETRY, value=wait_seconds, text=self.error))
+            self.retries += 1
+            self._progress.retries += 1
+            await asyncio.sleep(wait_seconds)
+            if self._connection is not None:
+                self._connection.listener = Nobody()
+                self._connection = None
+            self._begin()
+
+    async def _open(self) -> None:
+        """Connect and wait for the session; ``outcome`` is set when that fails."""
+        destination = self._destination
         if not await self._connect() or self._connection is None:
             return
         for frame in destination.driver.hello(destination.request):
             self._connection.write(prepare(frame))
-        await self._wait(self._is_ready, patience.ready_seconds)  # servers that say nothing are taken to be ready
+        await self._wait(self._is_ready, self._patience.ready_seconds)  # servers that say nothing are taken to be ready
         if not self._is_ready.done():
             self._ready(perf_counter_ns(), None)
-        if not self._is_over.done():
-            self._connection.write(prepared.start)
-            self.t0_ns = perf_counter_ns() + jitter_ns
-            timetable.add(self.t0_ns + prepared.offsets_ns[0], self)
-            final_seconds = max(patience.final_seconds, 2 * prepared.seconds)
-            if math.isinf(prepared.speed):
-                final_seconds *= UNPACED_PATIENCE
-            await self._wait(self._is_over, jitter_ns / NS + prepared.seconds / prepared.speed + final_seconds)
-            if self._final is not None:
-                self._end(Outcome.OK)
-            self._end(Outcome.FAILED, f"no final within {final_seconds:g} s of the end of the audio")
-        self._connection.close()
-        await self._connection.wait_closed(patience.close_seconds)
+
+    async def _run(self, timetable: Timetable, departure: Departure, *, keep: bool) -> Line | None:
+        patience, prepared, connection = self._patience, self.prepared, self._connection
+        assert connection is not None
+        self._held_ns = departure.held_ns
+        connection.write(prepared.start)
+        self.t0_ns = perf_counter_ns() + departure.jitter_ns
+        timetable.add(self._leaves_ns(0), self)
+        final_seconds = max(patience.final_seconds, 2 * prepared.seconds)
+        if math.isinf(prepared.speed):
+            final_seconds *= UNPACED_PATIENCE
+        held_seconds = self._held_ns[-1] / NS if self._held_ns else 0.0
+        sending_seconds = departure.jitter_ns / NS + prepared.seconds / prepared.speed + held_seconds
+        await self._wait(self._is_over, sending_seconds + final_seconds)
+        if self._final is not None:
+            self._end(Outcome.OK)
+        self._end(Outcome.FAILED, f"no final within {final_seconds:g} s of the end of the audio")
+        if keep and self.outcome is Outcome.OK and connection.is_open:
+            connection.listener = Nobody()
+            return Line(connection, self._delay_ms_in_force)
+        await self._leave()
+        return None
+
+    async def _leave(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            await self._connection.wait_closed(self._patience.close_seconds)
 
     async def _connect(self) -> bool:
         destination, seconds = self._destination, self._patience.connect_seconds
@@ -177,7 +277,7 @@ class Stream:
             if index + 1 == len(prepared.packets):
                 self._write(connection, prepared.end)
                 return None
-            next_ns = self.t0_ns + prepared.offsets_ns[index + 1]
+            next_ns = self._leaves_ns(index + 1)
             if next_ns > now_ns:
                 return next_ns
             if connection.blocked and math.isinf(prepared.speed):
@@ -191,7 +291,7 @@ class Stream:
             self.blocked_writes += 1
 
     def _left(self, t_ns: int) -> None:
-        lateness_seconds = (t_ns - self._due_ns(len(self._left_ns))) / NS
+        lateness_seconds = (t_ns - self._leaves_ns(len(self._left_ns))) / NS
         self._left_ns.append(t_ns)
         if lateness_seconds > self._progress.worst_lateness_seconds:
             self._progress.worst_lateness_seconds = lateness_seconds
@@ -200,6 +300,11 @@ class Stream:
         """The end of audio, one past the last packet, is due with it."""
         offsets_ns = self.prepared.offsets_ns
         return self.t0_ns + offsets_ns[min(index, len(offsets_ns) - 1)]
+
+    def _leaves_ns(self, index: int) -> int:
+        """When the network lets it go: the due time, but for a simulated impairment."""
+        held_ns = self._held_ns
+        return self._due_ns(index) + (held_ns[min(index, len(held_ns) - 1)] if held_ns else 0)
 
     # ---- what the connection tells ----
 
@@ -221,12 +326,13 @@ class Stream:
             match said:
                 case Appended(text):
                     self._note(Kind.APPENDED, t_ns, text)
+                    self.words_shown += len(text.split())
                     self._progress.words += len(text.split())
                 case Tentative(text):
                     self._note(Kind.TENTATIVE, t_ns, text)
                 case Final(text):
                     self._note(Kind.FINAL, t_ns, text)
-                    self._final = said
+                    self._final, self.final_ns = said, t_ns
                     asyncio.get_running_loop().call_later(self._patience.done_seconds, _resolve, self._is_over)
                 case Done(usage, delay_ms):
                     self._usage = usage
@@ -293,7 +399,7 @@ class Stream:
         return StreamRecord(
             stream=self.index,
             utterance=utterance.id,
-            t0_ns=(self.t0_ns or self._events[0].t_ns) - origin_ns,
+            t0_ns=(self.t0_ns or (self._events[0].t_ns if self._events else origin_ns)) - origin_ns,
             audio_seconds=self.prepared.seconds,
             reference=utterance.text,
             speaker=utterance.speaker,
@@ -309,6 +415,8 @@ class Stream:
             hypothesis=self._final.text if self._final else _shown(self._events),
             hypothesis_words=self._final.words if self._final else (),
             usage=dict(self._usage),
+            arrival_ns=None if self.arrival_ns is None else self.arrival_ns - origin_ns,
+            held_ns=list(self._held_ns),
             entries=entries,
         )
 

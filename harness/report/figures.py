@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from harness.statistics import Distribution, Estimate
@@ -416,6 +416,73 @@ def trade_off(
             axes.legend()
 
     return styled(draw)
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One measurement of a capacity ladder: streams, the latency that was held against a limit, and whether the rung held all limits
+    (``None``: the generator was at fault, so nobody knows)."""
+
+    streams: int
+    latency: Estimate
+    holds: bool | None
+
+
+def capacity_ladder(rungs: Sequence[Rung], limit: float | None, answer: int, title: str, ylabel: str) -> Figure:
+    """Latency against concurrent streams, one mark per measurement with its interval, the limit, and the largest number that held."""
+
+    def draw(axes: Axes) -> None:
+        known = [rung for rung in rungs if rung.latency.value is not None]
+        top = max([rung.latency.high or rung.latency.value or 0.0 for rung in known] + [limit or 0.0], default=1.0)
+        low = min([rung.latency.low or rung.latency.value or 0.0 for rung in known] + [limit or top], default=0.0)
+        log = bool(known) and low > 0 and top / low > 20
+        kinds = (
+            (True, "within all limits", SERIES[0], "o"),
+            (False, "beyond a limit", SERIES[1], "X"),
+            (None, "generator late, says nothing", MUTED, "s"),
+        )
+        for holds, label, colour, symbol in kinds:
+            group = [rung for rung in known if rung.holds is holds]
+            for rung in group:
+                if rung.latency.low is not None and rung.latency.high is not None:
+                    axes.plot(
+                        [rung.streams] * 2, [rung.latency.low, rung.latency.high], color=colour, linewidth=3, alpha=0.35
+                    )
+            if group:
+                axes.plot(
+                    [rung.streams for rung in group], [rung.latency.value or 0.0 for rung in group], symbol,
+                    color=colour, markersize=7, markeredgecolor=PAPER, label=label,
+                )  # fmt: skip
+        if limit is not None:
+            axes.axhline(limit, color=INK, linewidth=1.1, linestyle=(0, (4, 2)))
+            axes.annotate(
+                f"limit {limit:g} s", (1, limit), (-2, 3), xycoords=("axes fraction", "data"),
+                textcoords="offset points", ha="right", fontsize=9,
+            )  # fmt: skip
+        if answer:
+            axes.axvline(answer, color=SERIES[2], linewidth=1.1, linestyle=(0, (1, 2)))
+            axes.annotate(
+                f"{answer}", (answer, 1), (4, -10), xycoords=("data", "axes fraction"), textcoords="offset points",
+                color=SERIES[2], fontsize=11, fontweight="bold",
+            )  # fmt: skip
+        streams = sorted({rung.streams for rung in rungs}) or [1]
+        if streams[-1] > 8 * max(1, len(streams)):
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_xticks(streams, [str(count) for count in streams])
+        else:
+            axes.set_xlim(0, streams[-1] * 1.08 + 0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if log:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(min(0.0, low), top * 1.15 or 1)
+        axes.set_xlabel("streams at once")
+        axes.set_ylabel(ylabel)
+        axes.set_title(title)
+        axes.figure.legend(loc="outside lower center", ncols=3, handletextpad=0.2, columnspacing=1.2)
+
+    return styled(draw, (SIZE[0] + 0.8, SIZE[1] + 0.3))
 
 
 def load_over_time(sources: Sequence[tuple[str, Line]], title: str, ylabel: str) -> Figure:

@@ -50,6 +50,8 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text (plus a seeded uniform part of up to ``jitter_ms``), ``final_latency_ms`` before the end of a segment. Every n-th word is
     replaced, left out or doubled by ``substitute_every``, ``delete_every`` and ``insert_every``; the last ``lost_tail_words`` words of
     spec'd text are not said. ``audio_rate`` bounds how many seconds of audio are heard per second (None: all at once).
+    ``capacity_streams`` bounds it for all streams together, in equal shares, as one processor would: 8.5 keeps up with 8 streams in real
+    time and has a little left to catch up, and the ninth makes all of them fall behind by 0.06 s per second.
     A word of which only a part was heard is left out, or said as its fragment with ``fragments``.
     """
 
@@ -64,6 +66,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stalls: tuple[Stall, ...] = ()
     faults: tuple[Fault, ...] = ()
     audio_rate: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    capacity_streams: Annotated[float, msgspec.Meta(gt=0)] | None = None
     fragments: bool = False
     timed_words: bool = True
     slots: Annotated[int, msgspec.Meta(ge=1)] = 2000
@@ -127,6 +130,14 @@ class ScriptedEngine:
         self._busy += 1
         return stream
 
+    def audio_rate(self) -> float | None:
+        """Seconds of audio per second that a stream may hear at the moment; ``None`` for as many as come."""
+        script = self._script
+        if script.capacity_streams is None:
+            return script.audio_rate
+        share = script.capacity_streams / max(1, self._busy)
+        return share if script.audio_rate is None else min(script.audio_rate, share)
+
     def _closed(self) -> None:
         self._busy -= 1
 
@@ -147,7 +158,7 @@ class _Stream:
         self._loop = loop
         self._delay = delay_seconds
         self._random = random.Random(self._script.seed + segment.segment) if self._script.jitter_ms else None
-        self._buffer = bytearray()  # audio not searched yet: at most a frame, or what audio_rate holds back
+        self._buffer = bytearray()  # audio not searched yet: at most a frame, or what the rate holds back
         self._buffer_at = 0  # its position in the segment, in bytes
         self._run = -1  # frames of the current word heard in a row, -1 when its start was missed
         self._words: deque[tuple[int, TimedWord]] = deque()  # heard, not committed
@@ -163,7 +174,7 @@ class _Stream:
         self._faults = sorted((f for f in self._script.faults if self._ahead(f.at)), key=lambda fault: fault.at)
         self._unsaid: deque[Heard | SegmentDone] = deque()  # one for each timer
         self._timers: set[asyncio.TimerHandle] = set()
-        self._granted = 0.0  # audio seconds that audio_rate has let through
+        self._granted = 0.0  # audio seconds that the rate has let through
         self._granted_at = loop.time()
         self._throttle: asyncio.TimerHandle | None = None
 
@@ -209,8 +220,8 @@ class _Stream:
             self._end()
 
     def _allowed(self, end: int) -> float:
-        """How far into the segment ``audio_rate`` lets us hear; arms a timer for the rest."""
-        rate, have = self._script.audio_rate, seconds_of(end)
+        """How far into the segment the engine's rate lets us hear; arms a timer for the rest."""
+        rate, have = self._engine.audio_rate(), seconds_of(end)
         if rate is None:
             return have
         now = self._loop.time()

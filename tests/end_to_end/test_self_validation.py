@@ -167,6 +167,55 @@ def test_a_fault_fails_the_stream_and_counts_as_deletions(tmp_path: Path) -> Non
     assert all(record.error and record.error.startswith("processing_error") for record in measured.records)
 
 
+def test_an_engine_that_falls_behind_is_measured_as_drift(tmp_path: Path) -> None:
+    """It hears nine tenths of the audio that comes, so transcripts lose a tenth of a second per second."""
+    words, seconds, streams = sentence(70), 12.5, 4
+    corpus = spoken(tmp_path, words, seconds, streams)
+    for attempt in range(ATTEMPTS):
+        measured = measure(tmp_path / str(attempt), corpus, {"audio_rate": 0.9}, protocol="realtime", delay_ms=80)
+        if (measured.scores.pacing.p99.value or 0) < 0.005:
+            break
+    found = [row["drift"] for row in measured.rows]
+    assert len(found) == streams
+    assert np.median(found) == pytest.approx(0.1, abs=0.01)
+    assert measured.scores.counts["streams_falling_behind"] == streams
+    assert measured.scores.accuracy.wer.value == 0
+
+
+def test_an_engine_that_all_streams_share_slows_them_all_beyond_what_it_carries(tmp_path: Path) -> None:
+    words, seconds = sentence(70), 12.5
+    script = {"capacity_streams": 3.2}
+    within = measure(tmp_path / "3", spoken(tmp_path, words, seconds, 3), script, protocol="realtime", delay_ms=80)
+    beyond = measure(tmp_path / "4", spoken(tmp_path, words, seconds, 4), script, protocol="realtime", delay_ms=80)
+    assert np.median([row["drift"] for row in within.rows]) < 0.02
+    # four share 3.2 seconds of audio per second: a fifth is missing
+    assert np.median([row["drift"] for row in beyond.rows]) == pytest.approx(0.2, abs=0.02)
+
+
+def test_two_hundred_streams_at_once_are_measured_as_exactly_as_one(tmp_path: Path) -> None:
+    words, streams = sentence(20), 200
+    corpus = spoken(tmp_path, words, 4.0, streams)
+    script = {"latency_ms": 120, "delete_every": 10, "substitute_every": 5}
+    measured = measure(tmp_path, corpus, script, protocol="realtime", delay_ms=160)
+    accuracy = measured.scores.accuracy
+
+    assert measured.scores.outcomes == {"ok": streams}
+    # of words 0..19: 9 and 19 are left out, 4 and 14 replaced
+    assert (accuracy.deletions, accuracy.substitutions, accuracy.insertions) == (2 * streams, 2 * streams, 0)
+    assert measured.scores.counts["unmatched_words"] == 4 * streams
+    assert measured.scores.counts["dropped_seconds"] == 0
+    injected = emission_latencies(words, 4.0, 160, 120)
+    early = [
+        found - expected
+        for row in measured.rows
+        for found, expected in zip(row["word_emission_latencies"], injected, strict=True)
+        if found is not None
+    ]
+    assert len(early) == 16 * streams
+    assert min(early) > -0.005  # nothing is ever said before it was injected; how late it is, is the machine's affair
+    assert measured.scores.valid == ((measured.scores.pacing.p99.value or 0) <= 0.020)
+
+
 def counter(metrics: str, name: str) -> float:
     """The sum over the labels of a Prometheus counter whose name holds ``name``."""
     lines = [line for line in metrics.splitlines() if name in line.split("{")[0] and not line.startswith("#")]

@@ -130,6 +130,27 @@ def test_delays_can_be_left_to_the_server() -> None:
     assert cli._delays("160,480,160") == [160, 480]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--arrival", "poisson"], "poisson:PER_SECOND"),
+        (["--arrival", "fixed:2", "--concurrency", "4"], "--concurrency"),
+        (["--stall", "5"], "2@10"),
+        (["--speed", "inf", "--jitter-ms", "5"], "infinite speed"),
+        (["--duty-cycle", "2"], "duty_cycle"),
+        (["--generators", "999"], "64"),
+    ],
+)
+def test_loads_that_make_no_sense_are_refused_before_a_server_is_started(
+    tmp_path: Path, options: list[str], said: str
+) -> None:
+    asked = earmark("bench", *options, "--limit", "1", "--out", str(tmp_path))
+    assert asked.returncode == 3
+    assert said in asked.stderr
+    assert "Traceback" not in asked.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("empty", [{"concurrencies": []}, {"delays_ms": []}])
 def test_a_plan_without_cells_is_refused(empty: dict[str, list[int]]) -> None:
     with pytest.raises(BenchError, match="at least one"):
