@@ -20,15 +20,15 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from harness import audio, environment, store
+from harness import audio, drivers, environment, store
 from harness.corpus import Corpus, Utterance
-from harness.drivers import DRIVERS
-from harness.drivers.base import Request, address
+from harness.drivers.base import Driver, DriverError, Request, address
 from harness.launch import Server, start
 from harness.replay import Cell, Replayed, ReplayError, replay
 from harness.replay.loop import new_event_loop
 from harness.replay.stream import Destination, Progress
 from harness.system import Sampler
+from wire.pcm import BYTES_PER_SAMPLE
 
 ASK_SECONDS = 5.0
 LARGEST_ANSWER_BYTES = 8 * 1024 * 1024
@@ -56,6 +56,7 @@ class Plan:
     api_key: str | None = None
     model: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    driver_options: Mapping[str, str] = field(default_factory=dict)
     server_options: Sequence[str] = ()
     normaliser: str | None = None
     label: str = ""
@@ -63,8 +64,11 @@ class Plan:
     command: Sequence[str] = ()  # as given, for the record; without the key
 
     def __post_init__(self) -> None:
-        if self.protocol not in DRIVERS:
-            raise BenchError(f"unknown protocol {self.protocol!r}; there are {', '.join(DRIVERS)}")
+        driver = self.driver
+        if driver.home is not None and self.target is None:
+            raise BenchError(
+                f"{driver.name} is a service, not a server to start; its address is --target {driver.home}"
+            )
         if not self.concurrencies or not self.delays_ms:
             raise BenchError("name at least one concurrency and one delay")
         for concurrency in self.concurrencies:
@@ -75,6 +79,26 @@ class Plan:
                 raise BenchError(f"delay {delay_ms} ms: choose 0 to 60000, or 'server' for the server's own")
         if not self.speed > 0:
             raise BenchError(f"speed {self.speed}: choose a positive number (1 is real time, inf as fast as possible)")
+        largest, packet_bytes = (
+            driver.largest_packet_bytes,
+            self.packet_ms * driver.sample_rate // 1000 * BYTES_PER_SAMPLE,
+        )
+        if largest is not None and packet_bytes > largest:
+            longest_ms = largest * 1000 // (driver.sample_rate * BYTES_PER_SAMPLE)
+            raise BenchError(f"packets of {self.packet_ms} ms: {driver.name} takes at most {longest_ms} ms")
+
+    @property
+    def driver(self) -> Driver:
+        """Who speaks the protocol. Raises BenchError when nobody does."""
+        try:
+            return drivers.find(self.protocol)
+        except DriverError as error:
+            raise BenchError(str(error)) from None
+
+    @property
+    def key(self) -> str | None:
+        """The key for the target: as given, else from the variable in which the protocol's users keep it."""
+        return self.api_key or os.environ.get(self.driver.key_variable) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +154,7 @@ def run(plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
         ReplayError: the server transcribes nothing.
     """
     watcher = watcher or Watcher()
-    try:
-        address(DRIVERS[plan.protocol], plan.target or "ws://127.0.0.1", plan.api_key)
-    except ValueError as error:
-        raise BenchError(str(error)) from None
+    _check_target(plan)
     outcome = Outcome(_folder(plan, corpus))
     try:
         with _Interrupts() as interrupts, _measured(plan, outcome.folder, watcher) as measured:
@@ -143,6 +164,20 @@ def run(plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
             outcome.folder.rmdir()
         raise
     return outcome
+
+
+def _check_target(plan: Plan) -> None:
+    driver = plan.driver
+    try:
+        address(driver, plan.target or "ws://127.0.0.1", None)
+        for delay_ms in plan.delays_ms:  # the model of a server that can be asked is known later
+            named = plan.model or (driver.describes_itself and "any") or None
+            driver.check(Request(named, delay_ms, options=plan.driver_options))
+    except ValueError as error:
+        raise BenchError(str(error)) from None
+    signed = plan.key or any(name.lower() == "authorization" for name in plan.headers)
+    if plan.target == driver.home and not signed:
+        raise BenchError(f"{driver.name} wants a key: set {driver.key_variable} or give --api-key")
 
 
 def run_on(server: Server, plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
@@ -202,7 +237,10 @@ def _started(server: Server, plan: Plan) -> Measured:
 def _ask(plan: Plan) -> Measured:
     """What a target says about itself at ``/v1/models``; few servers say much, and none has to."""
     assert plan.target is not None
-    url, _ = address(DRIVERS[plan.protocol], plan.target, None)
+    driver = plan.driver
+    url, _ = address(driver, plan.target, None)
+    if not driver.describes_itself:
+        return Measured(url, driver.name, plan.model or driver.default_model or "", api_key=plan.key)
     answer = _get(url, "/v1/models", plan)
     try:
         models = msgspec.json.decode(answer or b"", type=_Models).data
@@ -210,9 +248,9 @@ def _ask(plan: Plan) -> Measured:
         models = []
     found = next((model for model in models if plan.model in (None, model.id)), models[0] if models else _Model())
     name = plan.model or found.id
-    if not name and plan.protocol == "realtime":
+    if not name and driver.needs_model:
         raise BenchError(f"{plan.target} does not say at /v1/models which model it serves; name it with --model")
-    return Measured(url, found.engine, name, found.caveat, plan.api_key)
+    return Measured(url, found.engine, name, found.caveat, plan.key)
 
 
 class _Model(msgspec.Struct):
@@ -229,7 +267,7 @@ def _get(url: str, path: str, plan: Plan) -> bytes | None:
     """A small answer of the server's HTTP side, or ``None``."""
     parts = urlsplit(url)
     scheme = "https" if parts.scheme == "wss" else "http"
-    headers = {**plan.headers, **({"Authorization": f"Bearer {plan.api_key}"} if plan.api_key else {})}
+    headers = {**plan.headers, **({"Authorization": f"Bearer {plan.key}"} if plan.key else {})}
     try:
         answer = httpx.get(f"{scheme}://{parts.netloc}{path}", headers=headers, timeout=ASK_SECONDS, trust_env=False)
     except httpx.HTTPError:
@@ -247,9 +285,11 @@ def _run_cell(
     interrupts: _Interrupts,
     outcome: Outcome,
 ) -> None:
-    driver = DRIVERS[plan.protocol]
-    url, headers = address(driver, measured.url, measured.api_key)
-    destination = Destination(driver, url, {**headers, **plan.headers}, Request(measured.model or None, delay_ms))
+    driver = plan.driver
+    language = None if corpus.language == "mul" else corpus.language
+    request = Request(measured.model or None, delay_ms, language, plan.driver_options)
+    url, headers = address(driver, measured.url, measured.api_key, request)
+    destination = Destination(driver, url, {**headers, **plan.headers}, request)
     record = _new_run(plan, corpus, measured, concurrency, delay_ms)
     folder = store.create(plan.out, record.config)
     record.id = folder.name
@@ -319,6 +359,7 @@ def _new_run(plan: Plan, corpus: Corpus, measured: Measured, concurrency: int, d
         normaliser=plan.normaliser or default_name(corpus.language),
         caveat=measured.caveat,
         server_options=list(plan.server_options),
+        driver_options=[f"{name}={value}" for name, value in plan.driver_options.items()],
         label=plan.label,
     )
     return store.Run(
@@ -379,7 +420,7 @@ class _Interrupts:
 
 def _keep_metrics(path: Path, measured: Measured, plan: Plan) -> None:
     """The server's own figures as it gives them."""
-    answer = _get(measured.url, "/metrics", plan)
+    answer = _get(measured.url, "/metrics", plan) if plan.driver.describes_itself else None
     if answer:
         path.write_bytes(answer)
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.commands.drivers import drivers as drivers_command
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -34,6 +36,7 @@ app = typer.Typer(
 )
 datasets_app = typer.Typer(help="What can be replayed.", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
+app.command("drivers")(drivers_command)
 
 
 def main() -> None:
@@ -68,6 +71,7 @@ def _expected() -> tuple[type[Exception], ...]:
     """The errors whose message tells what to do. Only what was imported can have been raised."""
     names = {
         "harness.bench": "BenchError",
+        "harness.drivers.base": "DriverError",
         "harness.launch": "ServerError",
         "harness.replay": "ReplayError",
         "harness.corpus": "CorpusError",  # downloads that fail are such ones too
@@ -115,14 +119,20 @@ def bench(
         ),
     ] = None,
     packet_ms: Annotated[int, typer.Option(help="Audio per packet.", min=5, max=10_000)] = 80,
-    protocol: Annotated[str, typer.Option(help="yap or realtime.")] = "yap",
+    protocol: Annotated[str, typer.Option(help="How to speak to the server: 'earmark drivers' lists all.")] = "yap",
+    driver_option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE for the driver ('earmark drivers NAME'); repeatable.")
+    ] = None,
     engine: Annotated[
         str, typer.Option(help="Engine of the server that is started: auto, sphinx, scripted, ...")
     ] = "auto",
     target: Annotated[
         str | None, typer.Option(help="Measure this server (ws://host:port) instead of starting one.")
     ] = None,
-    api_key: Annotated[str | None, typer.Option(help="Key for the target.", envvar="EARMARK_API_KEY")] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(help="Key for the target.", show_default="EARMARK_API_KEY, or what 'earmark drivers NAME' says"),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model to ask for.", show_default="what the server serves")] = None,
     header: Annotated[
         list[str] | None, typer.Option(help="'Name: value' sent with every handshake; repeatable.")
@@ -146,9 +156,11 @@ def bench(
 ) -> int:
     """Start a server (or take --target), replay a dataset against it, score, report."""
     from harness import bench as benches
+    from harness import drivers
     from harness.corpus import load
 
     terminal = _Terminal(everything_to_stderr=as_json)
+    target = target or drivers.find(protocol).home
     if target is not None and server_option:
         raise UsageError("--server-option is for the server that bench starts; it cannot be combined with --target")
     plan = benches.Plan(
@@ -164,6 +176,7 @@ def bench(
         api_key=api_key,
         model=model,
         headers=_headers(header or []),
+        driver_options=_driver_options(driver_option or []),
         server_options=server_option or [],
         normaliser=normaliser,
         label=label,
@@ -262,6 +275,16 @@ def _headers(lines: list[str]) -> dict[str, str]:
             raise UsageError(f"--header {line!r}: 'Name: value' is expected")
         headers[name.strip()] = value.strip()
     return headers
+
+
+def _driver_options(pairs: list[str]) -> dict[str, str]:
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name or not value:
+            raise UsageError(f"--driver-option {pair!r}: NAME=VALUE is expected")
+        options[name] = value
+    return options
 
 
 SECRET_OPTIONS = ("--api-key", "--header")

@@ -45,9 +45,10 @@ class Listener(Protocol):
         """The server answered the handshake with this HTTP status (0: with something that is no such answer)."""
 
 
-def prepare(text: str) -> bytes:
-    """The bytes of a masked text frame. The mask is drawn once: a prepared frame may be sent on many connections."""
-    return Frame(Opcode.TEXT, text.encode()).serialize(mask=True)
+def prepare(message: str | bytes) -> bytes:
+    """The bytes of a masked text or binary frame. The mask is drawn once: a prepared frame may be sent on many connections."""
+    frame = Frame(Opcode.TEXT, message.encode()) if isinstance(message, str) else Frame(Opcode.BINARY, message)
+    return frame.serialize(mask=True)
 
 
 class Connection(asyncio.Protocol):

@@ -9,6 +9,8 @@ from harness.drivers.base import Appended, Done, Driver, Dropped, Fault, Final, 
 from wire.words import TimedWord
 
 YAP, REALTIME = DRIVERS["yap"], DRIVERS["realtime"]
+ASKED = Request("m")
+yap, realtime = YAP.listen(ASKED), REALTIME.listen(ASKED)
 
 
 def envelope(kind: str, /, **payload: object) -> str:
@@ -17,7 +19,7 @@ def envelope(kind: str, /, **payload: object) -> str:
 
 def test_yap_client_frames_are_those_of_the_protocol() -> None:
     request = Request("m", 480)
-    sent = [*YAP.hello(request), *YAP.start("u1", request), YAP.audio("u1", b"\x01\x00\xff\x7f"), YAP.end("u1")]
+    sent = [*YAP.hello(request), *YAP.start("u1", request), YAP.audio("u1", b"\x01\x00\xff\x7f"), *YAP.end("u1")]
     ids = {"session_id": "earmark"}
     assert [json.loads(frame) for frame in sent] == [
         {"type": "session.update", **ids, "request_id": "hello", "payload": {"model": "m", "delay_ms": 480}},
@@ -33,7 +35,7 @@ def test_realtime_client_frames_are_those_of_the_protocol() -> None:
         *REALTIME.hello(request),
         *REALTIME.start("u1", request),
         REALTIME.audio("u1", b"\x01\x00\xff\x7f"),
-        REALTIME.end("u1"),
+        *REALTIME.end("u1"),
     ]
     assert [json.loads(frame) for frame in sent] == [
         {"type": "session.update", "model": "m", "delay_ms": 480},
@@ -51,19 +53,17 @@ def test_a_delay_that_is_the_servers_own_is_not_mentioned(driver: Driver) -> Non
 
 def test_yap_server_frames_become_what_the_timeline_knows() -> None:
     word = {"text": "a", "start": 0.1, "end": 0.2}
-    assert YAP.receive(envelope("session.created", id="sess-1", created=1)) == []
-    assert YAP.receive(envelope("session.updated", model="m", delay_ms=160)) == [Ready(160)]
-    assert YAP.receive(envelope("session.updated", model="m")) == [Ready(None)]
-    assert YAP.receive(envelope("token", text=" a")) == [Appended(" a")]
-    assert YAP.receive(envelope("final", normalized_text="a", words=[word])) == [
-        Final("a", (TimedWord("a", 0.1, 0.2),))
-    ]
-    assert YAP.receive(envelope("final", normalized_text="a")) == [Final("a")]
+    assert yap(envelope("session.created", id="sess-1", created=1)) == []
+    assert yap(envelope("session.updated", model="m", delay_ms=160)) == [Ready(160)]
+    assert yap(envelope("session.updated", model="m")) == [Ready(None)]
+    assert yap(envelope("token", text=" a")) == [Appended(" a")]
+    assert yap(envelope("final", normalized_text="a", words=[word])) == [Final("a", (TimedWord("a", 0.1, 0.2),))]
+    assert yap(envelope("final", normalized_text="a")) == [Final("a")]
     usage = {"prompt_tokens": 3, "prompt_tokens_details": None}
-    assert YAP.receive(envelope("done", usage=usage, delay_ms=160)) == [Done({"prompt_tokens": 3}, 160)]
-    assert YAP.receive(envelope("status", kind="overload_drop", dropped_seconds=0.64)) == [Dropped(0.64)]
-    assert YAP.receive(envelope("status", kind="something_else")) == []
-    assert YAP.receive(envelope("new_thing", x=1)) == []
+    assert yap(envelope("done", usage=usage, delay_ms=160)) == [Done({"prompt_tokens": 3}, 160)]
+    assert yap(envelope("status", kind="overload_drop", dropped_seconds=0.64)) == [Dropped(0.64)]
+    assert yap(envelope("status", kind="something_else")) == []
+    assert yap(envelope("new_thing", x=1)) == []
 
 
 def test_only_a_full_server_refuses() -> None:
@@ -71,29 +71,27 @@ def test_only_a_full_server_refuses() -> None:
     key = envelope(
         "error", code="authentication_failed", message="bad key", details={"reason_code": "authentication_failed"}
     )
-    assert YAP.receive(full) == [Fault("server_at_capacity", "full", refused=True)]
-    assert YAP.receive(key) == [Fault("authentication_failed", "bad key")]
+    assert yap(full) == [Fault("server_at_capacity", "full", refused=True)]
+    assert yap(key) == [Fault("authentication_failed", "bad key")]
 
 
 def test_realtime_server_frames_become_what_the_timeline_knows() -> None:
-    assert REALTIME.receive('{"type":"session.created","id":"sess-1","created":1}') == [Ready()]
-    assert REALTIME.receive('{"type":"transcription.delta","delta":" a"}') == [Appended(" a")]
-    assert REALTIME.receive('{"type":"transcription.delta","delta":""}') == []
-    assert REALTIME.receive('{"type":"transcription.done","text":"a","usage":null}') == [Final("a"), Done()]
-    assert REALTIME.receive('{"type":"transcription.done","text":"a","usage":{"total_tokens":2},"delay_ms":80}') == [
+    assert realtime('{"type":"session.created","id":"sess-1","created":1}') == [Ready()]
+    assert realtime('{"type":"transcription.delta","delta":" a"}') == [Appended(" a")]
+    assert realtime('{"type":"transcription.delta","delta":""}') == []
+    assert realtime('{"type":"transcription.done","text":"a","usage":null}') == [Final("a"), Done()]
+    assert realtime('{"type":"transcription.done","text":"a","usage":{"total_tokens":2},"delay_ms":80}') == [
         Final("a"),
         Done({"total_tokens": 2}, 80),
     ]
-    assert REALTIME.receive('{"type":"error","error":"no","code":"model_not_found"}') == [
-        Fault("model_not_found", "no")
-    ]
-    assert REALTIME.receive('{"type":"error","error":{"message":"no"}}')[0] == Fault("error", "{'message': 'no'}")
+    assert realtime('{"type":"error","error":"no","code":"model_not_found"}') == [Fault("model_not_found", "no")]
+    assert realtime('{"type":"error","error":{"message":"no"}}')[0] == Fault("error", "{'message': 'no'}")
 
 
 @pytest.mark.parametrize("driver", DRIVERS.values(), ids=DRIVERS)
 @pytest.mark.parametrize("frame", ["not json", "[]", b"\x00", '{"type":7}'])
 def test_a_frame_that_makes_no_sense_is_a_fault(driver: Driver, frame: str | bytes) -> None:
-    (said,) = driver.receive(frame)
+    (said,) = driver.listen(ASKED)(frame)
     assert isinstance(said, Fault)
 
 
@@ -124,4 +122,4 @@ def test_targets_that_are_none_are_refused(target: str) -> None:
 
 def test_realtime_needs_a_model() -> None:
     with pytest.raises(ValueError, match="--model"):
-        REALTIME.hello(Request())
+        REALTIME.check(Request())

@@ -1,0 +1,1 @@
+"""Commands of ``earmark``, one a file."""
