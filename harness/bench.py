@@ -176,7 +176,7 @@ def _check_target(plan: Plan) -> None:
     except ValueError as error:
         raise BenchError(str(error)) from None
     signed = plan.key or any(name.lower() == "authorization" for name in plan.headers)
-    if plan.target == driver.home and not signed:
+    if driver.home is not None and plan.target == driver.home and not signed:
         raise BenchError(f"{driver.name} wants a key: set {driver.key_variable} or give --api-key")
 
 

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import msgspec
 
-from wire.errors import WireError
+from wire.errors import NOT_JSON, WireError
 from wire.words import TimedWord
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
@@ -229,5 +229,5 @@ def decode(frame: Frame, kinds: Mapping[str, type[_Struct]]) -> _Struct | None:
     try:
         kind = kinds.get(msgspec.json.decode(frame, type=_Typed).type)
         return None if kind is None else msgspec.json.decode(frame, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (*NOT_JSON, UnicodeDecodeError) as error:
         raise WireError("unreadable_frame", f"the server sent a frame that cannot be read: {error}") from None

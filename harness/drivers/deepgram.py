@@ -51,7 +51,6 @@ class DeepgramDriver(Driver):
         "smart_format": "true: numbers, dates and the like as they are written",
         "numerals": "true: numbers as digits",
         "dictation": "true: spoken punctuation commands",
-        "filler_words": "true: keep uh and um",
         "profanity_filter": "true: leave profanity out",
         "keyterm": "a term to listen for",
         "keywords": "a word to listen for, for older models",
