@@ -27,6 +27,7 @@ from harness.launch import Server, start
 from harness.replay import Cell, Replayed, ReplayError, replay
 from harness.replay.loop import new_event_loop
 from harness.replay.stream import Destination, Progress
+from harness.server_side import AFTER, BEFORE
 from harness.system import Sampler
 from wire.pcm import BYTES_PER_SAMPLE
 
@@ -303,11 +304,17 @@ def _run_cell(
         repeat=plan.repeat,
         warm_up=plan.warm_up,
     )
-    _keep_metrics(folder / "metrics-before.txt", measured, plan)
     server = measured.server
     try:
         with Sampler(server_pid=server.pid if server else None) as sampler:
-            replayed = _replay(corpus.utterances, destination, cell, watcher, interrupts)
+            replayed = _replay(
+                corpus.utterances,
+                destination,
+                cell,
+                watcher,
+                interrupts,
+                lambda: _keep_metrics(folder / BEFORE, measured, plan),
+            )
     except ReplayError:
         _forget(folder)
         if server is not None:
@@ -320,7 +327,7 @@ def _run_cell(
         _forget(folder)
         return
     outcome.runs.append(folder)
-    _keep_metrics(folder / "metrics-after.txt", measured, plan)
+    _keep_metrics(folder / AFTER, measured, plan)
     store.write_records(folder, replayed.records)
     store.write_system(folder, sampler.rows(replayed.origin_ns))
     record.complete, record.wall_seconds = replayed.complete, round(replayed.wall_seconds, 3)
@@ -372,7 +379,12 @@ def _new_run(plan: Plan, corpus: Corpus, measured: Measured, concurrency: int, d
 
 
 def _replay(
-    utterances: Sequence[Utterance], destination: Destination, cell: Cell, watcher: Watcher, interrupts: _Interrupts
+    utterances: Sequence[Utterance],
+    destination: Destination,
+    cell: Cell,
+    watcher: Watcher,
+    interrupts: _Interrupts,
+    when_warm: Callable[[], None],
 ) -> Replayed:
     stop = asyncio.Event()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
@@ -380,7 +392,15 @@ def _replay(
         interrupts.stop = lambda: loop.call_soon_threadsafe(stop.set)
         try:
             return runner.run(
-                replay(utterances, destination, cell, audio.load, on_progress=watcher.progress, stop=stop)
+                replay(
+                    utterances,
+                    destination,
+                    cell,
+                    audio.load,
+                    on_progress=watcher.progress,
+                    stop=stop,
+                    when_warm=when_warm,
+                )
             )
         finally:
             interrupts.stop = None

@@ -114,8 +114,11 @@ async def replay(
     patience: Patience | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     stop: asyncio.Event | None = None,
+    when_warm: Callable[[], None] | None = None,
 ) -> Replayed:
     """Replay every utterance ``cell.repeat`` times. When ``stop`` is set no stream is begun and those in flight are abandoned.
+
+    ``when_warm`` is called, in a thread, between the warm-up and the first stream.
 
     Raises:
         ReplayError: there is nothing to replay, or the warm-up did not get through.
@@ -130,6 +133,8 @@ async def replay(
     timetable = Timetable()
     notes: list[str] = []
     await _warm_up(utterances, shelf, destination, cell, patience, timetable, stop)
+    if when_warm is not None:
+        await asyncio.to_thread(when_warm)
     streams: list[Stream] = []
     progress = Progress(total=len(waiting))
     busy: list[tuple[int, int]] = []  # first and last moment of each lane

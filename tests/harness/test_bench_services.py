@@ -68,10 +68,10 @@ async def test_a_service_is_measured_and_scored(name: str, tmp_path: Path) -> No
         }[name]
     )
     assert not (folder / "metrics-before.txt").exists()  # nobody asks a service for such things
-    # An interim result may show a word as soon as it sounds; a whole one is told with the packet after it.
+    # An interim result may show a word as soon as it sounds, and nothing can be heard before that.
     emission = scores["latency"]["word_emission_latency"]
     assert emission["missing"] == 0
-    assert -WORD_SECONDS < emission["p50"]["value"] < 1
+    assert emission["p50"]["value"] > -WORD_SECONDS
     assert files_with(KEY, folder) == []
     assert all(record.first(Kind.FINAL) for record in store.read_records(folder))
 

@@ -80,10 +80,8 @@ async def test_what_was_said_is_what_the_service_hears_and_what_the_harness_reco
     assert [record.hypothesis for record in replayed.records] == list(TEXTS)
     for record in replayed.records:
         finals = list(record.of(Kind.FINAL))
-        packets = list(record.of(Kind.PACKET))
         assert len(finals) == 1
-        first = next(entry.t_ns for entry in record.entries if entry.kind in (Kind.APPENDED, Kind.TENTATIVE))
-        assert packets[0].t_ns < first < packets[-1].t_ns  # text came while audio was still being sent
+        assert len(states(record)) >= len(record.hypothesis.split())  # word by word, as they were said
         assert states(record)[-1] == record.hypothesis
         assert states(record)[0] in ("one", "eight", "five")
 
