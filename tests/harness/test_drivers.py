@@ -123,3 +123,68 @@ def test_targets_that_are_none_are_refused(target: str) -> None:
 def test_realtime_needs_a_model() -> None:
     with pytest.raises(ValueError, match="--model"):
         REALTIME.check(Request())
+
+
+def test_what_the_target_says_wins_over_what_is_asked_but_never_over_the_key() -> None:
+    deepgram = DRIVERS["deepgram"]
+    request = Request("nova-3", None, "en", {"punctuate": "true"})
+    url, headers = address(deepgram, "wss://eu.example/v1/listen?model=own&keyterm=a&keyterm=b", "key", request)
+    assert url == (
+        "wss://eu.example/v1/listen?model=own&keyterm=a&keyterm=b&encoding=linear16&sample_rate=16000&channels=1"
+        "&interim_results=true&language=en&punctuate=true"
+    )
+    assert headers == {"Authorization": "Token key"}
+    assert address(YAP, "h:1/x?api_key=old&a=b", "new") == ("ws://h:1/x?a=b&api_key=new", {})
+
+
+def test_the_language_is_left_open_where_the_dataset_has_several() -> None:
+    assert "language" not in DRIVERS["deepgram"].query(Request(None, None, None))
+    assert DRIVERS["deepgram"].query(Request(None, None, "de", {"language": "multi"}))["language"] == "multi"
+
+
+def test_what_openai_is_asked_for_is_one_session_update() -> None:
+    options = {"delay": "low", "languages": "en, de", "noise_reduction": "far_field", "prompt": "numbers"}
+    (frame,) = DRIVERS["openai"].hello(Request("gpt-realtime-whisper", None, "en", options))
+    assert json.loads(frame) == {
+        "type": "session.update",
+        "session": {
+            "type": "transcription",
+            "audio": {
+                "input": {
+                    "format": {"type": "audio/pcm", "rate": 24000},
+                    "transcription": {
+                        "model": "gpt-realtime-whisper",
+                        "delay": "low",
+                        "prompt": "numbers",
+                        "languages": ["en", "de"],
+                    },
+                    "turn_detection": None,
+                    "noise_reduction": {"type": "far_field"},
+                }
+            },
+        },
+    }
+
+
+def test_frames_of_services_are_those_of_their_documents() -> None:
+    pcm = b"\x01\x00\xff\x7f"
+    openai, deepgram, mistral = (DRIVERS[name] for name in ("openai", "deepgram", "mistral"))
+    assert json.loads(openai.audio("u", pcm)) == {"type": "input_audio_buffer.append", "audio": "AQD/fw=="}
+    assert [json.loads(frame) for frame in openai.end("u")] == [
+        {"type": "input_audio_buffer.commit"},
+        {"type": "input_audio_buffer.clear"},
+    ]
+    assert deepgram.audio("u", pcm) == pcm
+    assert [json.loads(frame) for frame in deepgram.end("u")] == [{"type": "Finalize"}, {"type": "CloseStream"}]
+    assert json.loads(mistral.audio("u", pcm)) == {"type": "input_audio.append", "audio": "AQD/fw=="}
+    assert [json.loads(frame) for frame in mistral.end("u")] == [
+        {"type": "input_audio.flush"},
+        {"type": "input_audio.end"},
+    ]
+
+
+def test_vllm_is_told_the_delay_it_cannot_say() -> None:
+    vllm = DRIVERS["vllm"]
+    created = '{"type":"session.created","id":"sess-1","created":1}'
+    assert vllm.listen(Request("m", options={"served-delay-ms": "480"}))(created) == [Ready(480)]
+    assert vllm.listen(Request("m"))(created) == [Ready(None)]

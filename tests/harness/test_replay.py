@@ -251,6 +251,14 @@ async def test_a_server_that_never_ends_is_given_up() -> None:
     assert (outcome, error) == (Outcome.FAILED, "no final within 0.8 s of the end of the audio")
 
 
+async def test_a_silent_vllm_is_given_up_with_what_its_silence_may_mean() -> None:
+    async with peer(hang) as server:
+        where = destination(server, "vllm", Request("m"))
+        (record,) = (await replay(utterances(1), where, Cell(warm_up=0), audio, patience=QUICK)).records
+    assert record.outcome is Outcome.FAILED
+    assert "and no text before: vLLM takes any number of streams" in (record.error or "")
+
+
 async def test_a_final_without_the_last_message_counts() -> None:
     async def forgetful(_: Peer, client: ServerConnection) -> None:
         async for frame in client:
