@@ -150,7 +150,7 @@ def test_a_run_without_readable_metrics_has_no_figures(tmp_path: Path, after: st
 
 def test_histograms_of_vllm_are_read_too() -> None:
     registry = CollectorRegistry()
-    queue = Histogram("vllm:request_queue_time_seconds", "m", ["model_name"], buckets=(0.3, 0.5), registry=registry)
-    queue.labels("voxtral").observe(0.4)
+    steps = Histogram("vllm:time_to_first_token_seconds", "m", ["model_name"], buckets=(0.3, 0.5), registry=registry)
+    steps.labels("voxtral").observe(0.4)
     found = server_side.read(generate_latest(registry).decode())
-    assert found["vllm:request_queue_time_seconds"].quantile(0.5) == Between(0.3, 0.5)
+    assert found["vllm:time_to_first_token_seconds"].quantile(0.5) == Between(0.3, 0.5)
