@@ -79,6 +79,16 @@ def decode(path: Path) -> bytes:
     return bytes(pcm)
 
 
+def resample(pcm: bytes, rate: int) -> bytes:
+    """16 kHz PCM16 at another sample rate. A sample at time t stays at time t, to the nearest one at the end."""
+    if rate == SAMPLE_RATE:
+        return pcm
+    samples = np.frombuffer(pcm, "<i2").astype(np.float32)
+    resampled = soxr.resample(samples, SAMPLE_RATE, rate, quality=QUALITY)
+    whole: bytes = np.clip(np.rint(resampled), -32_768, 32_767).astype("<i2").tobytes()
+    return whole
+
+
 def _by_soundfile(path: Path) -> tuple[int, Iterator[Samples]]:
     """WAV, FLAC, Ogg, MP3, AIFF. Raises LibsndfileError for what libsndfile does not know."""
     file = soundfile.SoundFile(path)

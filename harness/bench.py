@@ -20,11 +20,10 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from harness import audio, environment, store
+from harness import audio, drivers, environment, store
 from harness.arrivals import Arrivals, Closed, Recorded, planned
 from harness.corpus import Corpus, Utterance
-from harness.drivers import DRIVERS
-from harness.drivers.base import Request, address
+from harness.drivers.base import Driver, DriverError, Request, address
 from harness.impairment import Impairment
 from harness.launch import Server, start
 from harness.replay import Cell, Replayed, ReplayError, Watch, replay, replay_by_processes
@@ -32,8 +31,10 @@ from harness.replay.jobs import MOST_STREAMS
 from harness.replay.loop import new_event_loop
 from harness.replay.processes import MOST_PROCESSES
 from harness.replay.stream import Destination, Progress, Retries
+from harness.server_side import AFTER, BEFORE
 from harness.system import Sampler
 from harness.timeline import Kind
+from wire.pcm import BYTES_PER_SAMPLE
 
 ASK_SECONDS = 5.0
 LARGEST_ANSWER_BYTES = 8 * 1024 * 1024
@@ -87,6 +88,7 @@ class Plan:
     api_key: str | None = None
     model: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    driver_options: Mapping[str, str] = field(default_factory=dict)
     server_options: Sequence[str] = ()
     normaliser: str | None = None
     label: str = ""
@@ -95,8 +97,11 @@ class Plan:
     load: Load = Load()
 
     def __post_init__(self) -> None:
-        if self.protocol not in DRIVERS:
-            raise BenchError(f"unknown protocol {self.protocol!r}; there are {', '.join(DRIVERS)}")
+        driver = self.driver
+        if driver.home is not None and self.target is None:
+            raise BenchError(
+                f"{driver.name} is a service, not a server to start; its address is --target {driver.home}"
+            )
         if not self.concurrencies or not self.delays_ms:
             raise BenchError("name at least one concurrency and one delay")
         for concurrency in self.concurrencies:
@@ -107,10 +112,23 @@ class Plan:
                 raise BenchError(f"delay {delay_ms} ms: choose 0 to 60000, or 'server' for the server's own")
         if not self.speed > 0:
             raise BenchError(f"speed {self.speed}: choose a positive number (1 is real time, inf as fast as possible)")
+        self._check_packets(driver)
+        self._check_load(driver)
+
+    def _check_packets(self, driver: Driver) -> None:
+        largest = driver.largest_packet_bytes
+        packet_bytes = self.packet_ms * driver.sample_rate // 1000 * BYTES_PER_SAMPLE
+        if largest is not None and packet_bytes > largest:
+            longest_ms = largest * 1000 // (driver.sample_rate * BYTES_PER_SAMPLE)
+            raise BenchError(f"packets of {self.packet_ms} ms: {driver.name} takes at most {longest_ms} ms")
+
+    def _check_load(self, driver: Driver) -> None:
         if not 1 <= self.load.generators <= MOST_PROCESSES:
             raise BenchError(f"{self.load.generators} generator processes: choose 1 to {MOST_PROCESSES}")
         if self.load.retries < 0:
             raise BenchError(f"{self.load.retries} retries: choose 0 or more")
+        if self.load.per_connection != 1 and not driver.takes_several:
+            raise BenchError(f"with {driver.name} every connection carries one utterance: --per-connection 1")
         if not isinstance(self.load.arrivals, Closed) and len(self.concurrencies) > 1:
             raise BenchError(
                 f"arrival {self.load.arrivals} decides how many streams there are at once: name one concurrency"
@@ -120,6 +138,19 @@ class Plan:
                 self.cell(concurrency)
             except ValueError as error:
                 raise BenchError(str(error)) from None
+
+    @property
+    def driver(self) -> Driver:
+        """Who speaks the protocol. Raises BenchError when nobody does."""
+        try:
+            return drivers.find(self.protocol)
+        except DriverError as error:
+            raise BenchError(str(error)) from None
+
+    @property
+    def key(self) -> str | None:
+        """The key for the target: as given, else from the variable in which the protocol's users keep it."""
+        return self.api_key or os.environ.get(self.driver.key_variable) or None
 
     def cell(self, concurrency: int) -> Cell:
         """What is replayed at so many lanes."""
@@ -212,10 +243,7 @@ def run(plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
         ReplayError: the server transcribes nothing.
     """
     watcher = watcher or Watcher()
-    try:
-        address(DRIVERS[plan.protocol], plan.target or "ws://127.0.0.1", plan.api_key)
-    except ValueError as error:
-        raise BenchError(str(error)) from None
+    check_target(plan)
     outcome = Outcome(_folder(plan, corpus))
     try:
         with _Interrupts() as interrupts, _measured(plan, outcome.folder, watcher) as measured:
@@ -225,6 +253,25 @@ def run(plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
             outcome.folder.rmdir()
         raise
     return outcome
+
+
+def check_target(plan: Plan) -> None:
+    """Refuse, before anything is started or sent, what the driver cannot carry.
+
+    Raises:
+        BenchError: the target is no address, the driver cannot do what is asked, or its service wants a key.
+    """
+    driver = plan.driver
+    try:
+        address(driver, plan.target or "ws://127.0.0.1", None)
+        for delay_ms in plan.delays_ms:  # the model of a server that can be asked is known later
+            named = plan.model or (driver.describes_itself and "any") or None
+            driver.check(Request(named, delay_ms, options=plan.driver_options))
+    except ValueError as error:
+        raise BenchError(str(error)) from None
+    signed = plan.key or any(name.lower() == "authorization" for name in plan.headers)
+    if driver.home is not None and plan.target == driver.home and not signed:
+        raise BenchError(f"{driver.name} wants a key: set {driver.key_variable} or give --api-key")
 
 
 def run_on(
@@ -300,7 +347,10 @@ def started(server: Server, plan: Plan) -> Measured:
 def target(plan: Plan) -> Measured:
     """What a target says about itself at ``/v1/models``; few servers say much, and none has to."""
     assert plan.target is not None
-    url, _ = address(DRIVERS[plan.protocol], plan.target, None)
+    driver = plan.driver
+    url, _ = address(driver, plan.target, None)
+    if not driver.describes_itself:
+        return Measured(url, driver.name, plan.model or driver.default_model or "", api_key=plan.key)
     answer = _get(url, "/v1/models", plan)
     try:
         models = msgspec.json.decode(answer or b"", type=_Models).data
@@ -308,9 +358,9 @@ def target(plan: Plan) -> Measured:
         models = []
     found = next((model for model in models if plan.model in (None, model.id)), models[0] if models else _Model())
     name = plan.model or found.id
-    if not name and plan.protocol == "realtime":
+    if not name and driver.needs_model:
         raise BenchError(f"{plan.target} does not say at /v1/models which model it serves; name it with --model")
-    return Measured(url, found.engine, name, found.caveat, plan.api_key)
+    return Measured(url, found.engine, name, found.caveat, plan.key)
 
 
 class _Model(msgspec.Struct):
@@ -327,7 +377,7 @@ def _get(url: str, path: str, plan: Plan) -> bytes | None:
     """A small answer of the server's HTTP side, or ``None``."""
     parts = urlsplit(url)
     scheme = "https" if parts.scheme == "wss" else "http"
-    headers = {**plan.headers, **({"Authorization": f"Bearer {plan.api_key}"} if plan.api_key else {})}
+    headers = {**plan.headers, **({"Authorization": f"Bearer {plan.key}"} if plan.key else {})}
     try:
         answer = httpx.get(f"{scheme}://{parts.netloc}{path}", headers=headers, timeout=ASK_SECONDS, trust_env=False)
     except httpx.HTTPError:
@@ -346,20 +396,30 @@ def _run_cell(
     outcome: Outcome,
     watch: Watch | None,
 ) -> None:
-    driver = DRIVERS[plan.protocol]
-    url, headers = address(driver, measured.url, measured.api_key)
-    destination = Destination(driver, url, {**headers, **plan.headers}, Request(measured.model or None, delay_ms))
+    driver = plan.driver
+    language = None if corpus.language == "mul" else corpus.language
+    request = Request(measured.model or None, delay_ms, language, plan.driver_options)
+    url, headers = address(driver, measured.url, measured.api_key, request)
+    destination = Destination(driver, url, {**headers, **plan.headers}, request)
     record = _new_run(plan, corpus, measured, concurrency, delay_ms)
     folder = store.create(plan.out, record.config)
     record.id = folder.name
     store.write_run(folder, record)
     watcher.begin(folder.name, _expected_streams(plan, concurrency, corpus))
     cell = plan.cell(concurrency)
-    _keep_metrics(folder / "metrics-before.txt", measured, plan)
     server = measured.server
     try:
         with Sampler(server_pid=server.pid if server else None) as sampler:
-            replayed = _replay(corpus.utterances, destination, cell, plan.load.generators, watcher, interrupts, watch)
+            replayed = _replay(
+                corpus.utterances,
+                destination,
+                cell,
+                plan.load.generators,
+                watcher,
+                interrupts,
+                watch,
+                lambda: _keep_metrics(folder / BEFORE, measured, plan),
+            )
     except ReplayError:
         _forget(folder)
         if server is not None:
@@ -372,7 +432,7 @@ def _run_cell(
         _forget(folder)
         return
     outcome.runs.append(folder)
-    _keep_metrics(folder / "metrics-after.txt", measured, plan)
+    _keep_metrics(folder / AFTER, measured, plan)
     store.write_records(folder, replayed.records)
     store.write_system(folder, sampler.rows(replayed.origin_ns))
     record.complete, record.wall_seconds = replayed.complete, round(replayed.wall_seconds, 3)
@@ -445,6 +505,7 @@ def _new_run(plan: Plan, corpus: Corpus, measured: Measured, concurrency: int, d
         normaliser=plan.normaliser or corpus.normaliser or default_name(corpus.language),
         caveat=measured.caveat,
         server_options=list(plan.server_options),
+        driver_options=[f"{name}={value}" for name, value in plan.driver_options.items()],
         label=plan.label,
         arrival=str(plan.load.arrivals),
         load=plan.load.described(),
@@ -466,6 +527,7 @@ def _replay(
     watcher: Watcher,
     interrupts: _Interrupts,
     watch: Watch | None,
+    when_warm: Callable[[], None],
 ) -> Replayed:
     stop = asyncio.Event()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
@@ -474,7 +536,14 @@ def _replay(
         try:
             if generators == 1:
                 one = replay(
-                    utterances, destination, cell, audio.load, on_progress=watcher.progress, stop=stop, watch=watch
+                    utterances,
+                    destination,
+                    cell,
+                    audio.load,
+                    on_progress=watcher.progress,
+                    stop=stop,
+                    watch=watch,
+                    when_warm=when_warm,
                 )
                 return runner.run(one)
             several = replay_by_processes(
@@ -486,6 +555,7 @@ def _replay(
                 on_progress=watcher.progress,
                 stop=stop,
                 watch=watch,
+                when_warm=when_warm,
             )
             return runner.run(several)
         finally:
@@ -526,7 +596,7 @@ class _Interrupts:
 
 def _keep_metrics(path: Path, measured: Measured, plan: Plan) -> None:
     """The server's own figures as it gives them."""
-    answer = _get(measured.url, "/metrics", plan)
+    answer = _get(measured.url, "/metrics", plan) if plan.driver.describes_itself else None
     if answer:
         path.write_bytes(answer)
 

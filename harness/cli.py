@@ -12,6 +12,8 @@ import typer
 
 from harness.commands import load as loads
 from harness.commands.capacity import capacity as capacity_command
+from harness.commands.drivers import DriverOption, options_of
+from harness.commands.drivers import drivers as drivers_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,6 +40,7 @@ app = typer.Typer(
 datasets_app = typer.Typer(help="What can be replayed.", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
 app.command("capacity")(capacity_command)
+app.command("drivers")(drivers_command)
 
 
 def main() -> None:
@@ -72,6 +75,7 @@ def _expected() -> tuple[type[Exception], ...]:
     """The errors whose message tells what to do. Only what was imported can have been raised."""
     names = {
         "harness.bench": "BenchError",
+        "harness.drivers.base": "DriverError",
         "harness.launch": "ServerError",
         "harness.replay": "ReplayError",
         "harness.corpus": "CorpusError",  # downloads that fail are such ones too
@@ -122,14 +126,18 @@ def bench(
         ),
     ] = None,
     packet_ms: Annotated[int, typer.Option(help="Audio per packet.", min=5, max=10_000)] = 80,
-    protocol: Annotated[str, typer.Option(help="yap or realtime.")] = "yap",
+    protocol: Annotated[str, typer.Option(help="How to speak to the server: 'earmark drivers' lists all.")] = "yap",
+    driver_option: DriverOption = None,
     engine: Annotated[
         str, typer.Option(help="Engine of the server that is started: auto, sphinx, scripted, ...")
     ] = "auto",
     target: Annotated[
         str | None, typer.Option(help="Measure this server (ws://host:port) instead of starting one.")
     ] = None,
-    api_key: Annotated[str | None, typer.Option(help="Key for the target.", envvar="EARMARK_API_KEY")] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(help="Key for the target.", show_default="EARMARK_API_KEY, or what 'earmark drivers NAME' says"),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model to ask for.", show_default="what the server serves")] = None,
     header: Annotated[
         list[str] | None, typer.Option(help="'Name: value' sent with every handshake; repeatable.")
@@ -163,9 +171,11 @@ def bench(
 ) -> int:
     """Start a server (or take --target), replay a dataset against it, score, report."""
     from harness import bench as benches
+    from harness import drivers
     from harness.corpus.mix import load_mix
 
     terminal = _Terminal(everything_to_stderr=as_json)
+    target = target or drivers.find(protocol).home
     if target is not None and server_option:
         raise UsageError("--server-option is for the server that bench starts; it cannot be combined with --target")
     if arrival != "closed" and concurrency is not None:
@@ -185,6 +195,7 @@ def bench(
         api_key=api_key,
         model=model,
         headers=_headers(header or []),
+        driver_options=options_of(driver_option or []),
         server_options=server_option or [],
         normaliser=normaliser,
         label=label,

@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from harness import accuracy, latency, stability, store
+from harness import accuracy, latency, server_side, stability, store
 from harness.accuracy import UtteranceAccuracy
 from harness.latency import StreamLatency
 from harness.normalise import CHARACTER_LANGUAGES, Normaliser, normaliser
+from harness.server_side import ServerFigure
 from harness.stability import StreamStability
 from harness.statistics import (
     Bootstrap,
@@ -67,6 +68,7 @@ class Scores(msgspec.Struct, frozen=True):
     pacing: Distribution  # lateness of packets
     block: str  # what the bootstrap resampled: "speaker" or "recording"
     block_because: str = ""
+    server_side: list[ServerFigure] = []  # the server's own histograms, the client's measures beside them
 
 
 _NUMBERS = pa.list_(pa.float64())
@@ -150,6 +152,7 @@ def score(folder: Path) -> Scores:
     """
     run = store.read_run(folder)
     scores, rows = score_records(store.iter_records(folder), run.config, run=run.id, complete=run.complete)
+    scores = msgspec.structs.replace(scores, server_side=server_side.beside(folder, rows))
     store.write_rows(folder / "utterances.parquet", rows, UTTERANCES)
     store.write_bytes(folder / "summary.md", summary(scores, run.config).encode())
     write_scores(folder, scores)
@@ -445,6 +448,7 @@ def summary(scores: Scores, config: RunConfig) -> str:
         f"Unstable partial words {_percent(scores.stability['unstable_partial_word_ratio'].value)} of final words. "
         f"Pacing lateness p99 {_milliseconds(scores.pacing.p99, interval=False)} ms.",
         "",
+        *server_side.as_markdown(scores.server_side),
         f"Intervals are 95 %, over blocks: {scores.block} ({scores.block_because}). Where one is missing n is too small for it.",
         "",
     ]

@@ -32,7 +32,7 @@ class RunConfig(msgspec.Struct, frozen=True):
 
     dataset: str
     corpus_sha256: str
-    protocol: str  # "yap", "realtime"
+    protocol: str  # name of the driver: "yap", "realtime", "deepgram", ...
     target: str  # ws:// URL; "started" when the run started the server itself
     engine: str  # name of the engine, as the server says; "unknown" when it does not
     model: str
@@ -45,6 +45,7 @@ class RunConfig(msgspec.Struct, frozen=True):
     arrival: str = "closed"
     caveat: str = ""  # a sentence that must stand beside the accuracy, e.g. that the recogniser is a weak one
     server_options: list[str] = []
+    driver_options: list[str] = []  # NAME=VALUE, what was asked of the service beyond model and delay
     label: str = ""
     load: dict[
         str, Any

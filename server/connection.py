@@ -108,7 +108,7 @@ class Connection:
         self._working = False
         self._inbound: deque[str | bytes] = deque()
         self._room = asyncio.Event()
-        self._outbox: deque[str | Close] = deque()
+        self._outbox: deque[tuple[str | Close, float]] = deque()  # each with the time at which it was put there
         self._outbox_characters = 0
         self._outbox_filled = asyncio.Event()
         self._closing = False
@@ -318,7 +318,7 @@ class Connection:
             if len(self._outbox) >= _OUTBOX_FRAMES or (self._outbox and self._outbox_characters > _OUTBOX_CHARACTERS):
                 self._outbox.clear()
                 frame = Close(1013, "client reads too slowly")
-        self._outbox.append(frame)
+        self._outbox.append((frame, self._loop.time()))
         self._outbox_filled.set()
         if isinstance(frame, Close):
             self._closing = True
@@ -335,13 +335,15 @@ class Connection:
             await self._outbox_filled.wait()
             self._outbox_filled.clear()
             while self._outbox:
-                frame = self._outbox.popleft()
+                frame, ready_at = self._outbox.popleft()
                 if isinstance(frame, Close):
                     await self._socket.close(frame.code, frame.reason)
                     return
                 self._outbox_characters -= len(frame)
                 await self._socket.send(frame)
-                self._lifetime.touch(self._loop.time())
+                now = self._loop.time()
+                self._lifetime.touch(now)
+                self._observed.sent(now - ready_at)
 
 
 class _Observed:
@@ -357,6 +359,7 @@ class _Observed:
         self._segments = metrics.segments.labels(surface)
         self._first_token = metrics.first_token.labels(surface)
         self._finalisation = metrics.finalisation.labels(surface)
+        self._frame_delay = metrics.frame_delay.labels(surface)
         self._lag = metrics.audio_lag.labels(surface)
         self._metrics = metrics
         self._surface = surface
@@ -374,6 +377,9 @@ class _Observed:
 
     def error(self, reason: str) -> None:
         self._metrics.errors.labels(self._surface, reason).inc()
+
+    def sent(self, delay_seconds: float) -> None:
+        self._frame_delay.observe(delay_seconds)
 
     def segment(self) -> None:
         self._segments.inc()

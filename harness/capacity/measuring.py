@@ -56,6 +56,7 @@ class Search:
             "target": plan.target,
             "model": plan.model,
             "protocol": plan.protocol,
+            "driver_options": dict(plan.driver_options),
             "delay_ms": self.delay_ms,
             "packet_ms": plan.packet_ms,
             "seed": plan.seed,
@@ -170,12 +171,14 @@ def measure(
     """Search, from whatever ``folder`` already holds. ``decide`` says what is measured next.
 
     Raises:
+        BenchError: the driver cannot do what is asked.
         CapacityError: not even one stream gets through, or the folder holds another search.
         LimitError: a limit cannot be judged on this dataset.
         ServerError: the server did not start.
         StoreError: the folder holds something that cannot be read.
     """
     watcher = watcher or Watcher()
+    bench.check_target(search.plan)
     longest = max(utterance.seconds for utterance in corpus.utterances)
     if search.seconds < longest:
         raise CapacityError(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.commands import load as loads
+from harness.commands.drivers import DriverOption, options_of
 
 if TYPE_CHECKING:
     from harness.capacity.measuring import Search
@@ -26,9 +27,15 @@ def capacity(
     target: Annotated[
         str | None, typer.Option(help="Measure this server (ws://host:port) instead of starting one.")
     ] = None,
-    api_key: Annotated[str | None, typer.Option(help="Key for the target.", envvar="EARMARK_API_KEY")] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(help="Key for the target.", show_default="EARMARK_API_KEY, or what 'earmark drivers NAME' says"),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model to ask for.", show_default="what the server serves")] = None,
-    protocol: Annotated[str, typer.Option(help="How to speak to the server.")] = "realtime",
+    protocol: Annotated[
+        str, typer.Option(help="How to speak to the server: 'earmark drivers' lists all.")
+    ] = "realtime",
+    driver_option: DriverOption = None,
     delay_ms: Annotated[
         str | None,
         typer.Option(
@@ -74,11 +81,12 @@ def capacity(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
 ) -> int:
     """Find the largest number of streams that keeps to the limits; a search that was left goes on where it was."""
-    from harness import bench, cli
+    from harness import bench, cli, drivers
     from harness.capacity import answer as answers
     from harness.capacity import limits, measuring
     from harness.capacity.search import Bounds
 
+    target = target or drivers.find(protocol).home
     if target is not None and server_option:
         raise measuring.CapacityError(
             "--server-option is for a server that is started; it cannot be combined with --target"
@@ -95,6 +103,7 @@ def capacity(
         engine=engine,
         target=target,
         api_key=api_key,
+        driver_options=options_of(driver_option or []),
         model=model,
         server_options=server_option or [],
         command=cli.public_arguments(sys.argv[1:]),

@@ -1,9 +1,28 @@
 """Who speaks to servers: one driver per protocol, all writing the same timeline."""
 
-from harness.drivers.base import Driver
+from harness.drivers.base import Driver, DriverError
+from harness.drivers.deepgram import DeepgramDriver
+from harness.drivers.mistral import MistralDriver
+from harness.drivers.openai import OpenAIDriver
+from harness.drivers.plugins import Offer, offers, pick
 from harness.drivers.realtime import RealtimeDriver
+from harness.drivers.vllm import VllmDriver
 from harness.drivers.yap import YapDriver
 
-DRIVERS: dict[str, Driver] = {"yap": YapDriver(), "realtime": RealtimeDriver()}
+DRIVERS: dict[str, Driver] = {
+    driver.name: driver
+    for driver in (YapDriver(), RealtimeDriver(), VllmDriver(), OpenAIDriver(), DeepgramDriver(), MistralDriver())
+}
+"""Those that come along."""
 
-__all__ = ["DRIVERS", "Driver"]
+
+def find(name: str) -> Driver:
+    """The driver of that name, of ours or of an installed package.
+
+    Raises:
+        DriverError: there is none, or the package's cannot be used; the message says which there are, or what is wrong.
+    """
+    return DRIVERS[name] if name in DRIVERS else pick(name, DRIVERS)
+
+
+__all__ = ["DRIVERS", "Driver", "DriverError", "Offer", "find", "offers"]

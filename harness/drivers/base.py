@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+import msgspec
+
+from wire.errors import NOT_JSON, WireError
 from wire.words import TimedWord
+
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+Frame = str | bytes
+"""A WebSocket message: text or binary."""
+
+
+class DriverError(ValueError):
+    """A protocol that there is not, or one that cannot carry what is asked of it; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What every stream of a run asks of the server. ``None`` leaves the choice to the server."""
+    """What every stream of a run asks of the server. ``None`` leaves the choice to the server.
+
+    ``language`` is that of the audio (``en``), ``None`` where it has several. ``options`` are the driver's own, by name.
+    """
 
     model: str | None = None
     delay_ms: int | None = None
+    language: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 # ---- what a server frame says -----------------------------------------------------------------------------------
@@ -74,42 +92,104 @@ class Fault:
     refused: bool = False
 
 
-Said = Ready | Appended | Tentative | Final | Done | Dropped | Fault
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The server's frame asks for an answer: these are sent at once."""
+
+    frames: tuple[Frame, ...]
 
 
-class Driver(Protocol):
-    """One protocol. Stateless but for ``listen``; client frames depend on the utterance alone, so that streams can share them."""
+Said = Ready | Appended | Tentative | Final | Done | Dropped | Fault | Reply
 
-    @property
-    def name(self) -> str: ...
+Listener = Callable[[Frame], Sequence[Said]]
+"""Says what a server frame says, given every frame of one stream in order; empty when it says nothing of interest."""
 
-    @property
-    def path(self) -> str:
-        """Where servers offer the protocol, for targets that name only a host."""
+
+class Driver(ABC):
+    """One protocol. It keeps nothing between calls, and client frames depend on utterance and request alone, so that streams share
+    them; what must be remembered of a stream is in its listener.
+    """
+
+    name: ClassVar[str]
+    path: ClassVar[str]
+    """Where servers offer the protocol, for targets that name only a host."""
+    title: ClassVar[str] = ""
+    """What it speaks to, in a few words for a list."""
+    home: ClassVar[str | None] = None
+    """The address of the one service that speaks it; ``None`` where everybody runs servers of their own."""
+    key_variable: ClassVar[str] = "EARMARK_API_KEY"
+    """The environment variable that holds the key where none is given."""
+    default_model: ClassVar[str | None] = None
+    needs_model: ClassVar[bool] = False
+    """Whether a model must be named."""
+    settable_delay: ClassVar[bool] = True
+    """Whether a transcription delay in milliseconds can be asked for."""
+    sample_rate: ClassVar[int] = 16_000
+    """Of the PCM16 that ``audio`` is given. Audio is resampled before a stream starts."""
+    largest_packet_bytes: ClassVar[int | None] = None
+    """The most PCM that one frame may carry."""
+    announces_ready: ClassVar[bool] = True
+    """Whether the server says that it is ready (``Ready``); where it does not, the open socket says so."""
+    takes_several: ClassVar[bool] = False
+    """Whether a connection can carry one utterance after another; ``hello`` is sent once then, and each has its own listener."""
+    describes_itself: ClassVar[bool] = True
+    """Whether ``/v1/models`` and ``/metrics`` of the same host are worth asking, with the key."""
+    silence: ClassVar[str] = ""
+    """What is likely the matter when a stream gets no answer at all."""
+    options: ClassVar[Mapping[str, str]] = {}
+    """The names of ``Request.options`` that it knows, and what each means."""
+
+    def check(self, request: Request) -> None:
+        """Refuse, before anything is sent, what the protocol cannot carry.
+
+        Raises:
+            DriverError: naming what cannot be.
+        """
+        for name in request.options:
+            if name not in self.options:
+                known = ", ".join(sorted(self.options)) or "none"
+                raise DriverError(f"{self.name} has no option {name!r}; it has: {known}")
+        if self.needs_model and not (request.model or self.default_model):
+            raise DriverError(f"the {self.name} protocol needs the name of the model (--model)")
+        if request.delay_ms is not None and not self.settable_delay:
+            raise DriverError(f"{self.name} takes no transcription delay in milliseconds; use --delay-ms server")
 
     def credentials(self, api_key: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
         """Query parameters and headers that carry the key."""
+        return {}, {"Authorization": f"Bearer {api_key}"}
 
-    def hello(self, request: Request) -> Sequence[str]:
+    def query(self, request: Request) -> Mapping[str, str]:  # noqa: ARG002 - for those that ask in the URL
+        """Query parameters that carry what is asked for."""
+        return {}
+
+    def hello(self, request: Request) -> Sequence[Frame]:  # noqa: ARG002
         """Frames to send as soon as the socket is open."""
+        return ()
 
-    def start(self, utterance: str, request: Request) -> Sequence[str]:
+    def start(self, utterance: str, request: Request) -> Sequence[Frame]:  # noqa: ARG002
         """Frames that begin the utterance."""
+        return ()
 
-    def audio(self, utterance: str, pcm: bytes) -> str:
-        """The frame that carries a packet."""
+    @abstractmethod
+    def audio(self, utterance: str, pcm: bytes) -> Frame:
+        """The frame that carries a packet of PCM16 at ``sample_rate``."""
 
-    def end(self, utterance: str) -> str:
-        """The frame that says no more audio comes."""
+    @abstractmethod
+    def end(self, utterance: str) -> Sequence[Frame]:
+        """The frames that say no more audio comes."""
 
-    def receive(self, frame: str | bytes) -> Sequence[Said]:
-        """What a server frame says; empty when it says nothing of interest."""
+    @abstractmethod
+    def listen(self, request: Request) -> Listener:
+        """A listener for one stream."""
 
 
-def address(driver: Driver, target: str, api_key: str | None) -> tuple[str, dict[str, str]]:
+def address(
+    driver: Driver, target: str, api_key: str | None, request: Request | None = None
+) -> tuple[str, dict[str, str]]:
     """The full ``ws://`` URL for ``target``, and the headers to send with the handshake.
 
-    ``target`` may be ``host:port``, or a ws, wss, http or https URL; the protocol's own path is added when it names none.
+    ``target`` may be ``host:port``, or a ws, wss, http or https URL; the protocol's own path is added when it names none. Query
+    parameters that it names win over those of the request.
 
     Raises:
         ValueError: when it is nothing of the kind.
@@ -122,18 +202,34 @@ def address(driver: Driver, target: str, api_key: str | None) -> tuple[str, dict
         usable = False
     if not usable:
         raise ValueError(f"target {target!r} is not a ws:// or wss:// URL with a host, e.g. ws://127.0.0.1:8000")
-    query, headers = (
-        (dict(parse_qsl(parts.query)), {}) if not api_key else _with_key(driver, api_key, dict(parse_qsl(parts.query)))
-    )
+    asked = {} if request is None else driver.query(request)
+    parameters, headers = driver.credentials(api_key) if api_key else ({}, {})
+    named = [pair for pair in parse_qsl(parts.query) if pair[0] not in parameters]
+    present = {name for name, _ in named}
+    added = [*((name, value) for name, value in asked.items() if name not in present), *parameters.items()]
     path = parts.path if parts.path not in ("", "/") else driver.path
-    return urlunsplit((scheme, parts.netloc, path, urlencode(query), "")), headers
-
-
-def _with_key(driver: Driver, api_key: str, query: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    parameters, headers = driver.credentials(api_key)
-    return {**query, **parameters}, dict(headers)
+    return urlunsplit((scheme, parts.netloc, path, urlencode([*named, *added]), "")), dict(headers)
 
 
 def whole_numbers(usage: Mapping[str, Any] | None) -> dict[str, int]:
     """The counts in a usage object; servers mix null details among them."""
-    return {key: value for key, value in (usage or {}).items() if isinstance(value, int)}
+    return {
+        key: value for key, value in (usage or {}).items() if isinstance(value, int) and not isinstance(value, bool)
+    }
+
+
+class _Typed(msgspec.Struct):
+    type: str
+
+
+def decode(frame: Frame, kinds: Mapping[str, type[_Struct]]) -> _Struct | None:
+    """The event that a JSON frame with a ``type`` holds; ``None`` for a type that is not among ``kinds``.
+
+    Raises:
+        WireError: the frame is no such JSON, or its fields are not those of its type.
+    """
+    try:
+        kind = kinds.get(msgspec.json.decode(frame, type=_Typed).type)
+        return None if kind is None else msgspec.json.decode(frame, type=kind)
+    except (*NOT_JSON, UnicodeDecodeError) as error:
+        raise WireError("unreadable_frame", f"the server sent a frame that cannot be read: {error}") from None

@@ -64,9 +64,10 @@ class Nobody:
         pass
 
 
-def prepare(text: str) -> bytes:
-    """The bytes of a masked text frame. The mask is drawn once: a prepared frame may be sent on many connections."""
-    return Frame(Opcode.TEXT, text.encode()).serialize(mask=True)
+def prepare(message: str | bytes) -> bytes:
+    """The bytes of a masked text or binary frame. The mask is drawn once: a prepared frame may be sent on many connections."""
+    frame = Frame(Opcode.TEXT, message.encode()) if isinstance(message, str) else Frame(Opcode.BINARY, message)
+    return frame.serialize(mask=True)
 
 
 class Connection(asyncio.Protocol):

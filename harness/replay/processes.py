@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import multiprocessing
+import pickle
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 
 from harness.arrivals import Closed
 from harness.corpus import Utterance
+from harness.drivers.base import Driver
 from harness.pacing import NS
 from harness.replay.jobs import Share
 from harness.replay.loop import new_event_loop
@@ -74,12 +76,14 @@ async def replay_by_processes(
     on_progress: Callable[[Progress], None] | None = None,
     stop: asyncio.Event | None = None,
     watch: Watch | None = None,
+    when_warm: Callable[[], None] | None = None,
 ) -> Replayed:
     """As `replay`, from ``processes`` processes that begin together. What is replayed is the same as from one process; with closed arrivals
     each process has its own share of the utterances, so the lanes run dry less evenly. A watch sees the streams of one process.
+    ``when_warm`` is called once, after the only warm-up.
 
     Raises:
-        ReplayError: there is nothing to replay, the warm-up did not get through, or a process died.
+        ReplayError: there is nothing to replay, the warm-up did not get through, a process died, or the driver cannot be handed to one.
         ValueError: a number of processes outside 1..64.
     """
     if not 1 <= processes <= MOST_PROCESSES:
@@ -87,7 +91,10 @@ async def replay_by_processes(
     if isinstance(cell.arrivals, Closed):
         processes = min(processes, cell.concurrency)
     stop = stop or asyncio.Event()
+    _check_portable(destination.driver)
     await Generator(utterances, destination, cell, load, patience=patience).warm_up(stop)
+    if when_warm is not None:
+        await asyncio.to_thread(when_warm)
     children: list[_Child] = []
     try:
         for number in range(processes):
@@ -98,6 +105,16 @@ async def replay_by_processes(
         for child in children:
             child.end()
     return finished(_merged(parts, origin_ns, [child.clock for child in children]), utterances, cell)
+
+
+def _check_portable(driver: Driver) -> None:
+    """Drivers of other packages may hold anything."""
+    try:
+        pickle.dumps(driver)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise ReplayError(
+            f"the driver {driver.name!r} cannot be handed to other generator processes ({error}); use --generators 1"
+        ) from error
 
 
 class _Child:

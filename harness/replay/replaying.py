@@ -168,9 +168,10 @@ async def replay(
     on_progress: Callable[[Progress], None] | None = None,
     stop: asyncio.Event | None = None,
     watch: Watch | None = None,
+    when_warm: Callable[[], None] | None = None,
 ) -> Replayed:
     """Replay every utterance ``cell.repeat`` times, or for ``cell.seconds``. When ``stop`` is set no stream is begun and those in flight
-    are abandoned.
+    are abandoned. ``when_warm`` is called, in a thread, between the warm-up and the first stream.
 
     Raises:
         ReplayError: there is nothing to replay, or the warm-up did not get through.
@@ -178,6 +179,8 @@ async def replay(
     generator = Generator(utterances, destination, cell, load, patience=patience, watch=watch)
     stop = stop or asyncio.Event()
     await generator.warm_up(stop)
+    if when_warm is not None:
+        await asyncio.to_thread(when_warm)
     replayed = await generator.run(on_progress=on_progress, stop=stop)
     return finished(replayed, utterances, cell)
 

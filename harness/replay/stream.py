@@ -6,17 +6,18 @@ import asyncio
 import math
 import random
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
 
+from harness import audio
 from harness.corpus import Utterance
-from harness.drivers.base import Appended, Done, Driver, Dropped, Fault, Final, Ready, Request, Tentative
+from harness.drivers.base import Appended, Done, Driver, Dropped, Fault, Final, Ready, Reply, Request, Tentative
 from harness.pacing import NS, due_offsets_ns, packet_ends
 from harness.replay.connection import Connection, Nobody, close_text, connect, prepare
 from harness.replay.timetable import Timetable
 from harness.timeline import Entry, Kind, Outcome, StreamRecord
-from wire.pcm import BYTES_PER_SECOND
+from wire.pcm import BYTES_PER_SAMPLE, BYTES_PER_SECOND, SAMPLE_RATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +93,9 @@ class Prepared:
         self.sent_seconds = tuple(end / BYTES_PER_SECOND for end in ends)
         self.start = b"".join(prepare(frame) for frame in driver.start(utterance.id, destination.request))
         self.packets = [
-            prepare(driver.audio(utterance.id, pcm[start:end])) for start, end in zip((0, *ends), ends, strict=False)
+            prepare(driver.audio(utterance.id, packet)) for packet in _packets(pcm, ends, driver.sample_rate)
         ]
-        self.end = prepare(driver.end(utterance.id))
+        self.end = b"".join(prepare(frame) for frame in driver.end(utterance.id))
 
     @property
     def byte_count(self) -> int:
@@ -116,6 +117,19 @@ class Line:
 
     connection: Connection
     delay_ms_in_force: int | None
+
+
+def _packets(pcm: bytes, ends: Sequence[int], rate: int) -> Iterator[bytes]:
+    """The audio cut at ``ends``, which count bytes at 16 kHz; at another rate each packet still ends at the same moment."""
+    resampled, before = audio.resample(pcm, rate), 0
+    for end in ends:
+        after = (
+            round(end * rate / (SAMPLE_RATE * BYTES_PER_SAMPLE)) * BYTES_PER_SAMPLE
+            if end < len(pcm)
+            else len(resampled)
+        )
+        yield resampled[before:after]
+        before = after
 
 
 class Stream:
@@ -155,6 +169,7 @@ class Stream:
         """As if nothing had been tried yet."""
         loop = asyncio.get_running_loop()
         self.outcome, self.error = None, ""
+        self._hear = self._destination.driver.listen(self._destination.request)
         self._is_open: asyncio.Future[None] = loop.create_future()
         self._is_ready: asyncio.Future[None] = loop.create_future()
         self._is_over: asyncio.Future[None] = loop.create_future()
@@ -234,7 +249,7 @@ class Stream:
         await self._wait(self._is_over, sending_seconds + final_seconds)
         if self._final is not None:
             self._end(Outcome.OK)
-        self._end(Outcome.FAILED, f"no final within {final_seconds:g} s of the end of the audio")
+        self._end(Outcome.FAILED, f"no final within {final_seconds:g} s of the end of the audio{self._silence()}")
         if keep and self.outcome is Outcome.OK and connection.is_open:
             connection.listener = Nobody()
             return Line(connection, self._delay_ms_in_force)
@@ -312,6 +327,8 @@ class Stream:
         """The socket is open."""
         self._note(Kind.CONNECTED, t_ns)
         _resolve(self._is_open)
+        if not self._destination.driver.announces_ready:
+            self._ready(t_ns, None)
 
     def drained(self, t_ns: int) -> None:
         """All that was written has left."""
@@ -322,7 +339,7 @@ class Stream:
 
     def received(self, frame: str | bytes, t_ns: int) -> None:
         """Note what a server frame says."""
-        for said in self._destination.driver.receive(frame):
+        for said in self._hear(frame):
             match said:
                 case Appended(text):
                     self._note(Kind.APPENDED, t_ns, text)
@@ -342,6 +359,10 @@ class Stream:
                     self._end(Outcome.OK)
                 case Ready(delay_ms):
                     self._ready(t_ns, delay_ms)
+                case Reply(frames):
+                    for reply in frames:
+                        if self._connection is not None:
+                            self._connection.write(prepare(reply))
                 case Dropped(seconds):
                     self._events.append(Entry(t_ns, Kind.DROPPED, value=seconds))
                 case Fault(code, message, refused):
@@ -359,6 +380,8 @@ class Stream:
         """The handshake failed."""
         if self.outcome is None:
             text = f"HTTP {status}: {reason}" if status else f"no WebSocket handshake: {reason}"
+            if status in (401, 403):
+                text += f" (is the key right? it comes from --api-key or {self._destination.driver.key_variable})"
             self._fault(text, Outcome.REJECTED if status in (429, 503) else Outcome.FAILED, t_ns)
 
     def _ready(self, t_ns: int, delay_ms: int | None) -> None:
@@ -370,6 +393,12 @@ class Stream:
     def _fault(self, error: str, outcome: Outcome, t_ns: int) -> None:
         self._note(Kind.ERROR, t_ns, error)
         self._end(outcome, error)
+
+    def _silence(self) -> str:
+        """What no answer at all may mean here."""
+        heard = any(event.kind in (Kind.APPENDED, Kind.TENTATIVE) for event in self._events)
+        hint = self._destination.driver.silence
+        return f", and no text before: {hint}" if hint and not heard else ""
 
     def _note(self, kind: Kind, t_ns: int, text: str | None = None) -> None:
         self._events.append(Entry(t_ns, kind, text=text))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 
 import pytest
@@ -15,6 +15,7 @@ from websockets.http11 import Response
 
 from harness import latency
 from harness.arrivals import Closed, Fixed, Poisson, Recorded
+from harness.drivers.yap import YapDriver
 from harness.impairment import Impairment, Stall
 from harness.pacing import Order
 from harness.replay import Cell, Replayed, ReplayError, replay, replay_by_processes
@@ -316,3 +317,31 @@ async def test_a_process_that_cannot_do_its_part_says_why() -> None:
         cell = Cell(arrivals=Recorded(((0.0, "u9"),)), warm_up=0)
         with pytest.raises(ReplayError, match="u9"):
             await replay_by_processes(utterances(2), destination(server), cell, audio, 2)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_the_moment_between_warm_up_and_load_is_told_once(processes: int) -> None:
+    warm: list[int] = []
+    async with peer(speak_yap) as server:
+        cell = Cell(concurrency=2, warm_up=2)
+
+        def when_warm() -> None:
+            warm.append(len(server.heard))
+
+        if processes == 1:
+            await replay(utterances(3), destination(server), cell, audio, when_warm=when_warm)
+        else:
+            await replay_by_processes(utterances(3), destination(server), cell, audio, processes, when_warm=when_warm)
+    assert warm == [2]
+    assert len(server.heard) == 2 + 3
+
+
+async def test_a_driver_that_cannot_travel_is_refused_before_anything_is_sent() -> None:
+    class Local(YapDriver):
+        """Of no module, so no other process can find it."""
+
+    async with peer(speak_yap) as server:
+        where = replace(destination(server), driver=Local())
+        with pytest.raises(ReplayError, match=r"'yap' cannot be handed to other generator processes .*--generators 1"):
+            await replay_by_processes(utterances(2), where, Cell(concurrency=2), audio, 2)
+    assert server.paths == []

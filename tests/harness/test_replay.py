@@ -251,6 +251,14 @@ async def test_a_server_that_never_ends_is_given_up() -> None:
     assert (outcome, error) == (Outcome.FAILED, "no final within 0.8 s of the end of the audio")
 
 
+async def test_a_silent_vllm_is_given_up_with_what_its_silence_may_mean() -> None:
+    async with peer(hang) as server:
+        where = destination(server, "vllm", Request("m"))
+        (record,) = (await replay(utterances(1), where, Cell(warm_up=0), audio, patience=QUICK)).records
+    assert record.outcome is Outcome.FAILED
+    assert "and no text before: vLLM takes any number of streams" in (record.error or "")
+
+
 async def test_a_final_without_the_last_message_counts() -> None:
     async def forgetful(_: Peer, client: ServerConnection) -> None:
         async for frame in client:
@@ -306,6 +314,7 @@ async def test_a_server_that_does_not_read_delays_packets_but_never_the_sender()
 
     async def deaf(state: Peer, client: ServerConnection) -> None:
         client.transport.pause_reading()
+        asyncio.get_running_loop().call_later(1.5, released.set)
         await released.wait()
         client.transport.resume_reading()
         await speak_yap(state, client)
@@ -314,7 +323,6 @@ async def test_a_server_that_does_not_read_delays_packets_but_never_the_sender()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         async with peer(deaf, sock=listener, ping_interval=None) as server:
-            asyncio.get_running_loop().call_later(1.5, released.set)
             where, patience = destination(server), Patience(ready_seconds=0.05)
             replayed = await replay([utterance], where, Cell(speed=600.0, warm_up=0), audio, patience=patience)
     (record,) = replayed.records
