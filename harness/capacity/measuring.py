@@ -53,7 +53,7 @@ class Search:
             "dataset": corpus.name,
             "corpus_sha256": corpus.sha256,
             "engine": plan.engine,
-            "target": plan.target,
+            "target": plan.target and plan.target.partition("?")[0],  # a query may hold a key
             "model": plan.model,
             "protocol": plan.protocol,
             "driver_options": dict(plan.driver_options),
