@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness import store
+from harness.frames import read_utterances
 from harness.score import SCHEMA, UTTERANCES, Scores, read_scores, score, score_records, summary
 from harness.store import Run, RunConfig, StoreError
 from harness.timeline import Entry, Kind, Outcome, StreamRecord
@@ -243,10 +244,14 @@ def test_scoring_a_folder_writes_scores_rows_and_a_summary(tmp_path: Path) -> No
     assert table.column_names == UTTERANCES.names
     first, quiet, lost = table.to_pylist()
     assert (first["hits"], first["substitutions"], first["wer"], first["outcome"]) == (2, 1, pytest.approx(1 / 3), "ok")
-    assert first["word_end_seconds"] == [1.0, 2.0, 3.0]
     assert first["word_emission_latencies"] == [pytest.approx(0.5), None, pytest.approx(0.5)]
-    assert (first["unmatched_words"], first["excess_latency"]) == (1, pytest.approx(0.02))
-    assert (quiet["wer"], quiet["insertions"], quiet["word_end_seconds"]) == (None, 1, [])
+    assert first["word_finality_latencies"] is None  # they are the emission latencies
+    assert (first["unmatched_words"], first["excess_latency"]) == (1, pytest.approx(0.02, abs=0.5 / 8192))
+    assert (quiet["wer"], quiet["insertions"], quiet["word_emission_latencies"]) == (None, 1, [])
+    frame = read_utterances(tmp_path)
+    assert list(frame["word_end_seconds"][0]) == [1.0, 2.0, 3.0]
+    assert list(frame["word_finality_latencies"][0]) == pytest.approx([0.5, math.nan, 0.5], nan_ok=True)
+    assert list(frame["word_end_seconds"][1]) == []
     assert (lost["deletions"], lost["lost_tail_words"], lost["time_to_final"]) == (1, None, pytest.approx(1.25))
 
 
