@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from harness import accuracy, latency, stability, store
 from harness.accuracy import UtteranceAccuracy
 from harness.latency import StreamLatency
-from harness.normalise import CHARACTER_LANGUAGES, Normaliser, normaliser
+from harness.normalise import BY_LANGUAGE, Normaliser, comparable_names, is_character_language, normaliser
 from harness.stability import StreamStability
 from harness.statistics import (
     Bootstrap,
@@ -34,6 +35,26 @@ SCHEMA = 1
 LATENESS_LIMIT_SECONDS = 0.020
 
 
+class Sensitivity(msgspec.Struct, frozen=True):
+    """The WER of the same transcripts under another normaliser: how much of it is spelling."""
+
+    normaliser: str
+    normaliser_sha256: str
+    reference_words: int
+    errors: int
+    wer: Estimate
+
+
+class LanguageAccuracy(msgspec.Struct, frozen=True):
+    """The accuracy on the streams in one language of several."""
+
+    streams: int
+    reference_words: int
+    headline: str
+    wer: Estimate
+    cer: Estimate
+
+
 class Accuracy(msgspec.Struct, frozen=True):
     """Counts add, rates do not: ``wer`` = (substitutions + deletions + insertions) / reference_words over the corpus."""
 
@@ -47,6 +68,10 @@ class Accuracy(msgspec.Struct, frozen=True):
     cer: Estimate
     normaliser_sha256: str = ""
     headline: str = "wer"  # "cer" where the corpus is in languages in which a word is a matter of taste
+    sensitivity: list[
+        Sensitivity
+    ] = []  # under every normaliser that makes sense for the languages, the run's own among them
+    by_language: dict[str, LanguageAccuracy] = {}  # where there are several
 
 
 class Scores(msgspec.Struct, frozen=True):
@@ -217,7 +242,7 @@ def score_records(
         complete=complete and all(one.record.outcome is not Outcome.ABANDONED for one in measured),
         streams=len(scored),
         outcomes={outcome.value: count for outcome, count in Counter(one.record.outcome for one in measured).items()},
-        accuracy=_accuracy(scored, block, bootstrap, rules.name, rules.sha256),
+        accuracy=_accuracy(scored, block, bootstrap, rules),
         hallucinated_words_per_minute=_hallucination(scored, block, bootstrap),
         latency=_latency(scored, block, bootstrap),
         stability=_stability(scored, block, bootstrap),
@@ -233,7 +258,7 @@ def _measure(record: StreamRecord, rules: Normaliser) -> _Measured:
     entries = record.entries
     one = _Measured(
         record=record,
-        accuracy=accuracy.measure(record, rules),
+        accuracy=accuracy.measure(record, rules, _others(record.language)),
         latency=latency.measure(record),
         stability=stability.measure(record),
         lateness=np.array(latency.lateness(record)),
@@ -242,6 +267,11 @@ def _measure(record: StreamRecord, rules: Normaliser) -> _Measured:
     )
     one.record = _without_entries(record)
     return one
+
+
+@cache
+def _others(language: str) -> tuple[Normaliser, ...]:
+    return tuple(map(normaliser, (*comparable_names([language]), BY_LANGUAGE)))
 
 
 def _without_entries(record: StreamRecord) -> StreamRecord:
@@ -267,29 +297,74 @@ def _invalid_because(scored: Sequence[_Measured], config: RunConfig, pacing: Dis
     return reasons
 
 
-def _accuracy(scored: Sequence[_Measured], block: str, bootstrap: Bootstrap, name: str, sha256: str) -> Accuracy:
+def _accuracy(scored: Sequence[_Measured], block: str, bootstrap: Bootstrap, rules: Normaliser) -> Accuracy:
     speech = [one for one in scored if one.speech]
     blocks = _blocks(speech, block)
     words = [one.accuracy.words for one in speech]
     raw = [one.accuracy.raw for one in speech]
     languages = {one.record.language.split("-")[0].lower() for one in speech}
     return Accuracy(
-        normaliser=name,
+        normaliser=rules.name,
         reference_words=sum(one.reference_words for one in words),
         substitutions=sum(one.substitutions for one in words),
         deletions=sum(one.deletions for one in words),
         insertions=sum(one.insertions for one in words),
-        wer=ratio_of_sums([one.errors for one in words], [one.reference_words for one in words], blocks, bootstrap),
+        wer=_wer(speech, block, bootstrap),
         raw_wer=ratio_of_sums([one.errors for one in raw], [one.reference_words for one in raw], blocks, bootstrap),
-        cer=ratio_of_sums(
-            [one.accuracy.character_errors for one in speech],
-            [one.accuracy.reference_characters for one in speech],
-            blocks,
-            bootstrap,
-        ),
-        normaliser_sha256=sha256,
-        headline="cer" if languages and languages <= CHARACTER_LANGUAGES else "wer",
+        cer=_cer(speech, block, bootstrap),
+        normaliser_sha256=rules.sha256,
+        headline=_headline(languages),
+        sensitivity=_sensitivity(speech, languages, blocks, bootstrap, rules),
+        by_language=_by_language(speech, block, bootstrap) if len(languages) > 1 else {},
     )
+
+
+def _headline(languages: Collection[str]) -> str:
+    return "cer" if languages and all(map(is_character_language, languages)) else "wer"
+
+
+def _sensitivity(
+    speech: Sequence[_Measured], languages: Collection[str], blocks: list[str], bootstrap: Bootstrap, rules: Normaliser
+) -> list[Sensitivity]:
+    found = []
+    for name in dict.fromkeys((*comparable_names(languages), rules.name)):
+        counts = [one.accuracy.by_normaliser[name] for one in speech if name in one.accuracy.by_normaliser]
+        if len(counts) < len(speech) or not counts:
+            continue
+        errors, words = [one.errors for one in counts], [one.reference_words for one in counts]
+        wer = ratio_of_sums(errors, words, blocks, bootstrap)
+        found.append(Sensitivity(name, normaliser(name).sha256, sum(words), sum(errors), wer))
+    return found
+
+
+def _by_language(speech: Sequence[_Measured], block: str, bootstrap: Bootstrap) -> dict[str, LanguageAccuracy]:
+    groups: dict[str, list[_Measured]] = {}
+    for one in speech:
+        groups.setdefault(one.record.language.split("-")[0].lower(), []).append(one)
+    return {
+        language: LanguageAccuracy(
+            streams=len(group),
+            reference_words=sum(one.accuracy.words.reference_words for one in group),
+            headline=_headline([language]),
+            wer=_wer(group, block, bootstrap),
+            cer=_cer(group, block, bootstrap),
+        )
+        for language, group in sorted(groups.items())
+    }
+
+
+def _wer(group: Sequence[_Measured], block: str, bootstrap: Bootstrap) -> Estimate:
+    words = [one.accuracy.words for one in group]
+    return ratio_of_sums(
+        [one.errors for one in words], [one.reference_words for one in words], _blocks(group, block), bootstrap
+    )
+
+
+def _cer(group: Sequence[_Measured], block: str, bootstrap: Bootstrap) -> Estimate:
+    errors, characters = (
+        [getattr(one.accuracy, name) for one in group] for name in ("character_errors", "reference_characters")
+    )
+    return ratio_of_sums(errors, characters, _blocks(group, block), bootstrap)
 
 
 def _hallucination(scored: Sequence[_Measured], block: str, bootstrap: Bootstrap) -> Estimate:

@@ -275,6 +275,7 @@ def worst(cell: Cell, most: int) -> pd.DataFrame:
     columns = [
         "utterance",
         "speaker",
+        "language",
         "audio_seconds",
         "errors",
         "reference_words",
