@@ -21,6 +21,7 @@ import httpx
 import msgspec
 
 from harness import audio, environment, store
+from harness.alignment import with_word_times
 from harness.corpus import Corpus, Utterance
 from harness.drivers import DRIVERS
 from harness.drivers.base import Request, address
@@ -134,6 +135,7 @@ def run(plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
         address(DRIVERS[plan.protocol], plan.target or "ws://127.0.0.1", plan.api_key)
     except ValueError as error:
         raise BenchError(str(error)) from None
+    corpus = with_word_times(corpus, watcher.say).corpus
     outcome = Outcome(_folder(plan, corpus))
     try:
         with _Interrupts() as interrupts, _measured(plan, outcome.folder, watcher) as measured:
@@ -153,6 +155,7 @@ def run_on(server: Server, plan: Plan, corpus: Corpus, watcher: Watcher | None =
         ReplayError: the server transcribes nothing.
     """
     watcher, outcome = watcher or Watcher(), Outcome(plan.out)
+    corpus = with_word_times(corpus, watcher.say).corpus
     with _Interrupts() as interrupts:
         _run_cells(plan, corpus, _started(server, plan), watcher, interrupts, outcome)
     return outcome
@@ -320,6 +323,7 @@ def _new_run(plan: Plan, corpus: Corpus, measured: Measured, concurrency: int, d
         caveat=measured.caveat,
         server_options=list(plan.server_options),
         label=plan.label,
+        alignment=corpus.alignment,
     )
     return store.Run(
         schema=store.SCHEMA,
@@ -395,14 +399,18 @@ def _notes(replayed: Replayed, corpus: Corpus) -> list[str]:
     return notes
 
 
-def score_runs(folders: Sequence[Path], say: Callable[[str], None]) -> None:
-    """Compute scores.json and utterances.parquet of each run folder."""
+def score_runs(folders: Sequence[Path], say: Callable[[str], None], against: Path | None = None) -> None:
+    """Compute scores.json and utterances.parquet of each run folder, and what load did to the accuracy where one has an idle counterpart."""
+    from harness.paired import LOAD_IDLE, relation
     from harness.score import score
 
     gc.unfreeze()
-    for folder in folders:
+    configs = {folder: store.read_run(folder).config for folder in folders}
+    by_load = sorted(folders, key=lambda folder: configs[folder].concurrency)
+    for folder in by_load:
         say(f"scoring {folder.name}")
-        score(folder)
+        idle = next((one for one in by_load if relation(configs[folder], configs[one]) == LOAD_IDLE), None)
+        score(folder, [other for other in (idle, against) if other is not None and other != folder])
 
 
 def index(outcome: Outcome) -> dict[str, Any]:

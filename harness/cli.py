@@ -440,13 +440,19 @@ Runs = Annotated[list[Path], typer.Argument(help="Run folders, or folders of a b
 
 
 @app.command()
-def score(runs: Runs) -> int:
+def score(
+    runs: Runs,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="A scored run of the same utterances; the change in WER from it is told as well."),
+    ] = None,
+) -> int:
     """Compute the scores of recorded runs again."""
     from harness.bench import score_runs
 
     terminal = _Terminal()
     folders = _expand(runs)
-    score_runs(folders, terminal.say)
+    score_runs(folders, terminal.say, against)
     _show(folders, None, terminal)
     return OK
 

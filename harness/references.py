@@ -40,7 +40,7 @@ def parse(reference: str) -> list[Choice]:
 def problem(reference: str) -> str | None:
     """What is wrong with how alternatives are written, or ``None``."""
     rest = _CHOICE.sub(" ", reference)
-    if "{" in rest and "|" in rest or rest.count("{") != rest.count("}"):
+    if ("{" in rest and "|" in rest) or rest.count("{") != rest.count("}"):
         return f"braces that hold no alternatives in {reference!r}: write {{a|b}}, not nested, and close what is opened"
     return None
 

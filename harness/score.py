@@ -15,10 +15,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from harness import accuracy, latency, stability, store
+from harness import accuracy, latency, paired, stability, store
 from harness.accuracy import UtteranceAccuracy
 from harness.latency import StreamLatency
 from harness.normalise import BY_LANGUAGE, Normaliser, comparable_names, is_character_language, normaliser
+from harness.paired import Against
+from harness.references import plain
+from harness.resources import Load, by_source
 from harness.stability import StreamStability
 from harness.statistics import (
     Bootstrap,
@@ -28,7 +31,7 @@ from harness.statistics import (
     ratio_of_sums,
     resampling_block,
 )
-from harness.store import RunConfig
+from harness.store import RunConfig, StoreError
 from harness.timeline import Outcome, StreamRecord
 
 SCHEMA = 1
@@ -74,6 +77,15 @@ class Accuracy(msgspec.Struct, frozen=True):
     by_language: dict[str, LanguageAccuracy] = {}  # where there are several
 
 
+class Alignment(msgspec.Struct, frozen=True):
+    """Where the times of the reference words come from; only words that have one can have a latency."""
+
+    source: str = ""
+    timed_words: int = 0
+    untimed_words: int = 0  # in scored streams on speech
+    untimed_streams: int = 0
+
+
 class Scores(msgspec.Struct, frozen=True):
     """What scores.json holds. Latencies in seconds, rates as fractions."""
 
@@ -92,6 +104,9 @@ class Scores(msgspec.Struct, frozen=True):
     pacing: Distribution  # lateness of packets
     block: str  # what the bootstrap resampled: "speaker" or "recording"
     block_because: str = ""
+    alignment: Alignment = Alignment()
+    system: dict[str, Load] = {}  # by source: "server", "harness", "machine", "gpu0" ...
+    against: list[Against] = []  # changes from other runs over the same utterances
 
 
 _NUMBERS = pa.list_(pa.float64())
@@ -178,19 +193,48 @@ class _Measured:
         return not self.accuracy.non_speech
 
 
-def score(folder: Path) -> Scores:
+def score(folder: Path, against: Sequence[Path] = ()) -> Scores:
     """Scores a run from its recorded files alone; writes scores.json, utterances.parquet and summary.md into its folder.
 
+    ``against`` are scored runs of the same utterances from which the change in accuracy is told as well. Those of an earlier
+    scoring are told again as long as they stand beside the run.
+
     Raises:
-        StoreError: the folder cannot be read as a run.
+        StoreError: a folder cannot be read as a run, or one of ``against`` is not scored.
         ValueError: the run asks for a normaliser that there is not.
     """
     run = store.read_run(folder)
     scores, rows = score_records(store.iter_records(folder), run.config, run=run.id, complete=run.complete)
     store.write_rows(folder / "utterances.parquet", [_compact(row) for row in rows], UTTERANCES, _ENCODINGS)
+    others = {other.resolve().name: other for other in (*_compared_before(folder), *against)}
+    bootstrap = Bootstrap(run.config.seed)
+    scores = msgspec.structs.replace(
+        scores,
+        system=by_source(store.read_system(folder)),
+        against=[
+            paired.compare(
+                run.config,
+                rows,
+                store.read_run(other).config,
+                store.read_rows(other / "utterances.parquet"),
+                run=name,
+                block=scores.block,
+                bootstrap=bootstrap,
+            )
+            for name, other in others.items()
+        ],
+    )
     store.write_bytes(folder / "summary.md", summary(scores, run.config).encode())
     write_scores(folder, scores)
     return scores
+
+
+def _compared_before(folder: Path) -> list[Path]:
+    try:
+        names = [one.run for one in read_scores(folder).against]
+    except StoreError:
+        return []
+    return [other for name in names if ((other := folder.resolve().parent / name) / "utterances.parquet").exists()]
 
 
 def _compact(row: dict[str, Any]) -> dict[str, Any]:
@@ -250,6 +294,7 @@ def score_records(
         pacing=pacing,
         block=block,
         block_because=block_because,
+        alignment=_alignment(scored, config.alignment),
     )
     return scores, [_row(one) for one in measured]
 
@@ -424,6 +469,14 @@ def _stability(scored: Sequence[_Measured], block: str, bootstrap: Bootstrap) ->
     }
 
 
+def _alignment(scored: Sequence[_Measured], source: str) -> Alignment:
+    speech = [one for one in scored if one.speech]
+    without = [one.record for one in speech if one.record.words is None]
+    timed = sum(len(one.record.words or ()) for one in speech)
+    words = sum(len(plain(record.reference).split()) for record in without)
+    return Alignment(source, timed, words, len(without))
+
+
 def _counts(measured: Sequence[_Measured], scored: Sequence[_Measured]) -> dict[str, float]:
     speech = [one for one in scored if one.speech]
     outcomes = Counter(one.record.outcome for one in scored)
@@ -525,6 +578,9 @@ def summary(scores: Scores, config: RunConfig) -> str:
         f"{found.substitutions} substitutions, {found.deletions} deletions and {found.insertions} insertions "
         f"in {found.reference_words} words.",
         "",
+        *_alignment_lines(scores.alignment),
+        *_sensitivity_lines(found),
+        *_against_lines(scores.against),
         "| latency, ms | p50 | p95 | p99 | n | missing |",
         "|---|---:|---:|---:|---:|---:|",
     ]
@@ -551,6 +607,37 @@ def summary(scores: Scores, config: RunConfig) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _alignment_lines(found: Alignment) -> list[str]:
+    if not found.timed_words and not found.untimed_words:
+        return []
+    lacking = (
+        f"; {found.untimed_words} words in {found.untimed_streams} streams have none" if found.untimed_words else ""
+    )
+    return [f"Word times: {found.source or 'of unknown origin' if found.timed_words else 'none'}{lacking}.", ""]
+
+
+def _sensitivity_lines(found: Accuracy) -> list[str]:
+    if len(found.sensitivity) < 2:
+        return []
+    told = ", ".join(f"{one.normaliser} {_percent(one.wer.value)}" for one in found.sensitivity)
+    return [f"WER by normaliser: {told}.", ""]
+
+
+def _against_lines(against: Sequence[Against]) -> list[str]:
+    lines = []
+    for one in against:
+        change = one.wer
+        if change.value is None:
+            continue
+        bounds = (
+            "" if change.low is None or change.high is None else f" [{100 * change.low:+.2f}, {100 * change.high:+.2f}]"
+        )
+        lines.append(
+            f"WER, {one.relation} ({one.run}): {100 * change.value:+.2f}{bounds} points over {one.utterances} utterances."
+        )
+    return [*lines, ""] if lines else []
 
 
 def _rate_line(title: str, estimate: Estimate) -> str:

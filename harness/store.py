@@ -53,6 +53,7 @@ class RunConfig(msgspec.Struct, frozen=True):
     caveat: str = ""  # a sentence that must stand beside the accuracy, e.g. that the recogniser is a weak one
     server_options: list[str] = []
     label: str = ""
+    alignment: str = ""  # where the words' times come from, with version
 
 
 class Run(msgspec.Struct):

@@ -141,6 +141,7 @@ def load(
         licence=card.licence,
         alignment=card.alignment,
         notes=_notes(bad),
+        source=path,
     )
 
 

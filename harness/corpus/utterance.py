@@ -51,6 +51,7 @@ class Corpus:
     licence: str = ""
     alignment: str = ""  # where the word times come from, with version; empty when there are none
     notes: str = ""  # what was left out or skipped while loading, a line each
+    source: Path | None = None  # the manifest or folder it was read from
 
     @property
     def seconds(self) -> float:

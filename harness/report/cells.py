@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness import latency, score, statistics, store
+from harness import latency, paired, score, statistics, store
 from harness.frames import read_utterances
 from harness.report import figures
 from harness.report.figures import Curve, Floats, Line, Mark, Point
@@ -166,13 +166,8 @@ def _but_for_cell(config: RunConfig) -> RunConfig:
 
 def wer_change(before: Cell, after: Cell) -> Difference:
     """WER of ``after`` less that of ``before`` over the utterances both have, with a paired 95 % interval."""
-    a, b = utterance_counts(before.scored), utterance_counts(after.scored)
-    both = a.merge(b, left_index=True, right_index=True, suffixes=("_a", "_b"))
-    blocks = before.bootstrap_blocks([str(name) for name in both.index], [str(name) for name in both["speaker_a"]])
-    columns = [[float(value) for value in both[name]] for name in ("errors_a", "errors_b", "words_a")]
-    return statistics.paired_wer_difference(
-        columns[0], columns[1], columns[2], blocks, Bootstrap(before.run.config.seed)
-    )
+    a, b = (paired.counts(cell.scored.to_dict("records")) for cell in (before, after))
+    return paired.wer_change(a, b, before.scores.block, Bootstrap(before.run.config.seed))
 
 
 def utterance_counts(scored: pd.DataFrame) -> pd.DataFrame:
