@@ -24,6 +24,7 @@ RULES = 1  # of ours: how tokens are pronounced, and what is done with the align
 LONGEST_SECONDS = 900.0
 FRAMES_PER_SECOND = 100
 _OUTER = re.compile(r"^\W+|\W+$")
+_SILENCE = bytes(audio.SAMPLE_BYTES * audio.SAMPLE_RATE // 4)
 Say = Callable[[str], None]
 
 
@@ -178,9 +179,10 @@ class Aligner:
             return None
         # a model of what is said, then the audio at once: so its own mean is taken off, and nothing heard before matters
         self._decoder.set_align_text(" ".join(entry for _, entry in tokens))
-        self._decoder.start_utt()
-        self._decoder.process_raw(pcm, full_utt=True)
-        self._decoder.end_utt()
+        for sound in (_SILENCE, pcm):  # what is left of the sound before is always that of the same silence
+            self._decoder.start_utt()
+            self._decoder.process_raw(sound, full_utt=True)
+            self._decoder.end_utt()
         segments = self._decoder.seg()
         if segments is None:
             return None

@@ -400,7 +400,7 @@ def _notes(replayed: Replayed, corpus: Corpus) -> list[str]:
 
 
 def score_runs(folders: Sequence[Path], say: Callable[[str], None], against: Path | None = None) -> None:
-    """Compute scores.json and utterances.parquet of each run folder, and what load did to the accuracy where one has an idle counterpart."""
+    """Compute scores.json and utterances.parquet of each run folder; where one has an idle counterpart, also what load did to its WER."""
     from harness.paired import LOAD_IDLE, relation
     from harness.score import score
 

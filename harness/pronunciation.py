@@ -33,7 +33,7 @@ _LETTERS = {
 }  # fmt: skip
 # Spellings and their usual sounds, longest first; an aligner wants the right number of sounds of about the right kind, no more.
 _SPELLINGS = {
-    "tion": "SH AH N", "sion": "ZH AH N", "ough": "AO", "augh": "AO", "eigh": "EY", "tch": "CH", "sch": "SH", "igh": "AY", "dge": "JH",
+    "tion": "SH AH N", "sion": "ZH AH N", "ough": "AO", "augh": "AO", "eigh": "EY", "tch": "CH", "sch": "SH", "igh": "AY", "dg": "JH",
     "ch": "CH", "sh": "SH", "th": "TH", "ph": "F", "wh": "W", "ck": "K", "gh": "G", "kn": "N", "wr": "R", "qu": "K W", "ng": "NG",
     "ee": "IY", "ea": "IY", "oo": "UW", "ou": "AW", "ow": "OW", "oa": "OW", "oi": "OY", "oy": "OY", "ai": "EY", "ay": "EY", "ei": "IY",
     "ey": "IY", "ie": "IY", "au": "AO", "aw": "AO", "eu": "Y UW", "ew": "UW", "ue": "UW", "ui": "UW", "ar": "AA R", "er": "ER",
@@ -95,7 +95,7 @@ def number_readings(text: str) -> list[str]:
         found += [by_digit, by_digit.replace("zero", "oh")]
     if len(digits) == 1 == int(digits) and not ending:
         found.append("a")
-    if len(digits) > 2 and int(digits) > 100 and int(digits) % 100:
+    if digits[0] != "0" and int(digits) > 100 and int(digits) % 100:
         found.insert(1, cardinal(int(digits), joined="and"))
     found = [one for one in dict.fromkeys(found or [by_digit]) if one]
     if fraction:
@@ -115,7 +115,7 @@ def cardinal(number: int, joined: str = "") -> str:
         if number >= scale:
             high, rest = divmod(number, scale)
             words = f"{cardinal(high, joined)} {name}"
-            between = f" {joined} " if joined and scale == 100 else " "
+            between = f" {joined} " if joined and 0 < rest < 100 else " "
             return words + (between + cardinal(rest, joined) if rest else "")
     if number < 20:
         return _UNITS[number]
@@ -124,7 +124,7 @@ def cardinal(number: int, joined: str = "") -> str:
 
 
 def _in_pairs(digits: str) -> str:
-    """``1999`` -> ``nineteen ninety nine``, ``1905`` -> ``nineteen oh five``, ``1900`` -> ``nineteen hundred``, ``911`` -> ``nine eleven``."""
+    """``1999`` -> ``nineteen ninety nine``, ``1905`` -> ``nineteen oh five``, ``1900`` -> ``nineteen hundred``."""
     high, low = int(digits[:-2]), digits[-2:]
     if low == "00":
         return f"{cardinal(high)} hundred"
@@ -177,7 +177,7 @@ def spelled(word: str) -> str:
     word = re.sub(
         r"(.)\1", lambda two: two.group() if two.group() in ("ee", "oo") else two.group(1), re.sub("[^a-z]", "", word)
     )
-    if len(word) > 3 and word.endswith("e") and word[-2] not in "aeiou":
+    if len(word) > 2 and word.endswith("e") and word[-2] not in "aeiou":
         word = word[:-1] + ("'" if word[-2] in "cg" else "")
     phones = []
     place = 0

@@ -156,6 +156,51 @@ def test_audio_that_the_server_dropped_is_measured_exactly(tmp_path: Path) -> No
     assert measured.scores.counts["dropped_seconds"] == pytest.approx(counted, abs=0.0005 * frames)
 
 
+def test_injected_drift_is_measured(tmp_path: Path) -> None:
+    # An engine that hears 0.8 s in a second says the word that ends at e at e / 0.8: its lag, 0.2 of the time, grows by 0.2 s/s.
+    words, streams = sentence(40), 4
+    corpus = spoken(tmp_path, words, 8.0, streams)
+    steady = measure(tmp_path / "steady", corpus, {}, protocol="yap", delay_ms=80)
+    slow = measure(
+        tmp_path / "slow",
+        corpus,
+        {"audio_rate": 0.8},
+        protocol="yap",
+        delay_ms=80,
+        options=("--max-backlog-seconds", "60"),
+    )
+
+    assert [row["drift"] for row in slow.rows] == pytest.approx([0.2] * streams, abs=0.01)
+    assert all(row["drift_low"] > 0.15 for row in slow.rows)
+    assert slow.scores.counts["streams_falling_behind"] == streams
+    assert [row["drift"] for row in steady.rows] == pytest.approx([0.0] * streams, abs=0.01)
+    assert steady.scores.counts["streams_falling_behind"] == 0
+    assert slow.scores.counts["dropped_seconds"] == 0
+
+
+def test_two_hundred_streams_at_once_are_measured_as_one(tmp_path: Path) -> None:
+    words, seconds, streams = sentence(30), 6.0, 200
+    corpus = spoken(tmp_path, words, seconds, streams)
+    script = {"latency_ms": 120, "final_latency_ms": 250, "substitute_every": 10}
+    for attempt in range(ATTEMPTS):
+        measured = measure(tmp_path / str(attempt), corpus, script, protocol="yap", delay_ms=480)
+        if (measured.scores.pacing.p99.value or 0) < 0.005:
+            break  # else the machine is so busy that neither side kept its times
+
+    injected = emission_latencies(words, seconds, 480, 120)
+    errors = [
+        abs(found - expected)
+        for row in measured.rows
+        for found, expected in zip(row["word_emission_latencies"], injected, strict=True)
+        if found is not None
+    ]
+    assert len(errors) == streams * 27  # every tenth word is another one
+    assert np.percentile(errors, 50) < 0.005
+    assert np.percentile(errors, 99) < 0.015
+    assert measured.scores.accuracy.wer.value == pytest.approx(0.1, abs=1e-12)
+    assert (measured.scores.counts["stalls"], measured.scores.outcomes) == (0, {"ok": streams})
+
+
 def test_a_fault_fails_the_stream_and_counts_as_deletions(tmp_path: Path) -> None:
     words, streams = sentence(20), 3
     corpus = spoken(tmp_path, words, 4.0, streams)
