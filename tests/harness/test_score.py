@@ -239,7 +239,7 @@ def test_english_rules_are_for_english_and_each_language_has_its_own() -> None:
 
 def test_words_without_times_are_counted() -> None:
     timed = stream(0, "one two three", "one two three")
-    plain = stream(1, "four {five|5} <*>", "four five", words=None)
+    plain = record(None, final(2, "four five"), stream=1, utterance="u1", reference="four {five|5} <*>")
     found = scored([timed, plain, silence(2, "")], alignment="flite 2.2").alignment
     assert (found.source, found.timed_words) == ("flite 2.2", 3)
     assert (found.untimed_words, found.untimed_streams) == (2, 1)
