@@ -25,6 +25,7 @@ LATENESS_P50_NS, LATENESS_SIGMA = 600_000, 0.472  # log-normal with p50 0.6 and 
 
 
 def spoken_word(chance: random.Random) -> str:
+    """A made-up word, some far more often than others."""
     return chance.choices(VOCABULARY, cum_weights=SHARES)[0]
 
 

@@ -178,7 +178,10 @@ class Aligner:
         if not tokens:
             return None
         # a model of what is said, then the audio at once: so its own mean is taken off, and nothing heard before matters
-        self._decoder.set_align_text(" ".join(entry for _, entry in tokens))
+        try:
+            self._decoder.set_align_text(" ".join(entry for _, entry in tokens))
+        except RuntimeError:  # all that the library says when it cannot make the model
+            return None
         for sound in (_SILENCE, pcm):  # what is left of the sound before is always that of the same silence
             self._decoder.start_utt()
             self._decoder.process_raw(sound, full_utt=True)

@@ -47,18 +47,18 @@ class Counts:
     characters: float
 
 
-def counts(rows: Iterable[Mapping[str, Any]]) -> dict[str, Counts]:
+def counts(rows: Iterable[Mapping[Any, Any]]) -> dict[str, Counts]:
     """By utterance, from rows of utterances.parquet: scored ones with at least one reference word."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[str, list[Mapping[Any, Any]]] = {}
     for row in rows:
         if row["scored"] and row["reference_words"] > 0:
             groups.setdefault(row["utterance"], []).append(row)
     return {name: _mean(group) for name, group in groups.items()}
 
 
-def _mean(group: list[Mapping[str, Any]]) -> Counts:
+def _mean(group: list[Mapping[Any, Any]]) -> Counts:
     def mean(*names: str) -> float:
-        return sum(row[name] for row in group for name in names) / len(group)
+        return float(sum(row[name] for row in group for name in names)) / len(group)
 
     return Counts(
         group[0]["speaker"] or "",

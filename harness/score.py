@@ -435,14 +435,16 @@ def _latency(scored: Sequence[_Measured], block: str, bootstrap: Bootstrap) -> d
         missing = sum(len(of(one.latency)) - len(group) for one, group in zip(speech, groups, strict=True))
         return distribution(groups, _blocks(speech, block), bootstrap, missing=missing)
 
+    emissions = by_word(lambda one: one.word_emission_latencies)
+    grown = all(one.latency.word_finality_latencies == one.latency.word_emission_latencies for one in speech)
     result = {
         "connect_seconds": by_stream(scored, lambda one: one.connect_seconds),
         "ready_seconds": by_stream(scored, lambda one: one.ready_seconds),
         "first_token_from_start": by_stream(speech, lambda one: one.first_token_from_start),
         "first_token_from_onset": by_stream(speech, lambda one: one.first_token_from_onset),
-        "word_emission_latency": by_word(lambda one: one.word_emission_latencies),
+        "word_emission_latency": emissions,
         "word_emission_latency_per_stream": by_stream(speech, lambda one: one.word_emission_latency_p50),
-        "word_finality_latency": by_word(lambda one: one.word_finality_latencies),
+        "word_finality_latency": emissions if grown else by_word(lambda one: one.word_finality_latencies),
         "word_finality_latency_per_stream": by_stream(speech, lambda one: one.word_finality_latency_p50),
         "excess_latency": by_stream(speech, lambda one: one.excess_latency),
         "time_to_final": by_stream(speech, lambda one: one.time_to_final),

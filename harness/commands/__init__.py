@@ -1,0 +1,1 @@
+"""Commands of `earmark`, one file each; harness/cli.py registers them."""
