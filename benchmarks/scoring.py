@@ -47,6 +47,7 @@ def generated(
     chance: random.Random,
     *,
     revised: bool,
+    word_times: bool = False,
     packet_ms: int = 80,
     delay: float = 0.5,
 ) -> StreamRecord:
@@ -89,6 +90,12 @@ def generated(
         delay_ms=480,
         outcome=Outcome.OK,
         hypothesis=text,
+        hypothesis_words=tuple(
+            TimedWord(said, round(word.start, 2), round(word.end + chance.choice((-0.02, -0.01, 0.0, 0.01, 0.02)), 2))
+            for word, said in zip(words, heard, strict=True)
+        )
+        if word_times
+        else (),
         entries=entries,
     )
 
@@ -118,6 +125,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="of audio in each")
     parser.add_argument("--corpus", type=int, default=2_000, help="utterances of the corpus, replayed in turn")
     parser.add_argument("--revised", action="store_true", help="with partials that are taken back")
+    parser.add_argument("--word-times", action="store_true", help="the server says when each word was said")
     parser.add_argument("--keep", type=Path, help="write the run here and leave it")
     options = parser.parse_args()
     root = options.keep or Path(tempfile.mkdtemp(prefix="earmark-scoring-"))
@@ -130,7 +138,8 @@ def main() -> None:
     records = []
     for number in range(options.utterances):
         which = number % options.corpus
-        records.append(generated(number, which, corpus[which], options.seconds, chance, revised=options.revised))
+        form = {"revised": options.revised, "word_times": options.word_times}
+        records.append(generated(number, which, corpus[which], options.seconds, chance, **form))
     begun = time.perf_counter()
     store.write_records(folder, records)
     store.write_run(folder, Run(store.SCHEMA, folder.name, "2026-01-01T00:00:00Z", config, {}, complete=True))
