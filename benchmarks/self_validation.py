@@ -93,13 +93,15 @@ def measure(streams: int, seconds: float, asked: argparse.Namespace) -> dict[str
 def summed_up(path: Path, slow: Path, streams: int, seconds: float) -> dict[str, object]:
     """Errors of the latencies in milliseconds, counts that are wrong, and the error of the drift."""
     rows, scores = store.read_rows(path / "utterances.parquet"), read_scores(path)
+    said = store.read_references(path)
+    ends = [[word.end for word in said[row["utterance"]]["words"]] for row in rows]
     errors = [
         1000 * abs(found - injected_seconds(end, seconds))
-        for row in rows
-        for end, found in zip(row["word_end_seconds"], row["word_emission_latencies"], strict=True)
+        for row, ended in zip(rows, ends, strict=True)
+        for end, found in zip(ended, row["word_emission_latencies"], strict=True)
         if found is not None
     ]
-    words = len(rows[0]["word_end_seconds"])
+    words = len(ends[0])
     deleted = [n for n in range(words) if n % DELETE_EVERY == DELETE_EVERY - 1]
     replaced = [n for n in range(words) if n % SUBSTITUTE_EVERY == SUBSTITUTE_EVERY - 1 and n not in deleted]
     accuracy = scores.accuracy

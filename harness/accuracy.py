@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rapidfuzz.distance import Levenshtein
 
 from harness.normalise import UNSPACED_LANGUAGES, Normaliser
+from harness.normalise import normaliser as named
+from harness.references import Stretch, has_choices, resolve
 from harness.timeline import Outcome, StreamRecord
 
 DiffOp = tuple[str, tuple[str, ...], tuple[str, ...]]
@@ -37,13 +40,17 @@ class WordErrors:
 
 @dataclass(frozen=True, slots=True)
 class UtteranceAccuracy:
-    """``words`` after normalisation, ``raw`` before it; characters are those of the normalised text."""
+    """``words`` after normalisation, ``raw`` before it; characters are those of the normalised text.
+
+    ``by_normaliser`` has the counts under others as well, for the table of how much hangs on the choice.
+    """
 
     words: WordErrors
     raw: WordErrors
     reference_characters: int
     character_errors: int
     non_speech: bool
+    by_normaliser: Mapping[str, WordErrors]
 
     @property
     def hallucinated_words(self) -> int:
@@ -76,31 +83,72 @@ def is_non_speech(record: StreamRecord) -> bool:
     return not record.reference.strip()
 
 
-def measure(record: StreamRecord, normaliser: Normaliser) -> UtteranceAccuracy:
-    """The errors of one stream.
+def measure(record: StreamRecord, normaliser: Normaliser, others: Iterable[Normaliser] = ()) -> UtteranceAccuracy:
+    """The errors of one stream; ``others`` are normalisers under which the words are counted as well.
 
     Characters are counted without blanks in languages that write none between words, with single blanks elsewhere.
     """
     hypothesis = scored_hypothesis(record)
-    reference_words, hypothesis_words = normaliser.words(record.reference), normaliser.words(hypothesis)
-    blank = "" if record.language.split("-")[0].lower() in UNSPACED_LANGUAGES else " "
-    reference_text, hypothesis_text = blank.join(reference_words), blank.join(hypothesis_words)
+    rules = normaliser.of(record.language)
+    compared = _compared(record.reference, hypothesis, rules)
+    counted = {rules.name: _total(compared)}
+    for other in (*others, _RAW):
+        other_rules = other.of(record.language)
+        if other_rules.name not in counted:
+            counted[other_rules.name] = _total(_compared(record.reference, hypothesis, other_rules))
+        counted[other.name] = counted[other_rules.name]
+    characters = _characters(record, hypothesis, rules, compared)
     return UtteranceAccuracy(
-        words=word_errors(reference_words, hypothesis_words),
-        raw=word_errors(record.reference.split(), hypothesis.split()),
-        reference_characters=len(reference_text),
-        character_errors=Levenshtein.distance(reference_text, hypothesis_text),
+        words=counted[rules.name],
+        raw=counted[_RAW.name],
+        reference_characters=sum(len(said) for said, _ in characters),
+        character_errors=sum(Levenshtein.distance(said, heard) for said, heard in characters),
         non_speech=is_non_speech(record),
+        by_normaliser={normaliser.name: counted[rules.name], **counted},
     )
+
+
+_RAW = named("none")
+
+
+def _compared(reference: str, hypothesis: str, rules: Normaliser) -> list[Stretch]:
+    return resolve(reference, rules.words(hypothesis), rules.words)
+
+
+def _total(stretches: list[Stretch]) -> WordErrors:
+    counts = [word_errors(said, heard) for said, heard in stretches]
+    if len(counts) == 1:
+        return counts[0]
+    return WordErrors(
+        sum(one.hits for one in counts),
+        sum(one.substitutions for one in counts),
+        sum(one.deletions for one in counts),
+        sum(one.insertions for one in counts),
+    )
+
+
+def _characters(
+    record: StreamRecord, hypothesis: str, rules: Normaliser, compared: list[Stretch]
+) -> list[tuple[str, str]]:
+    unspaced = record.language.split("-")[0].lower() in UNSPACED_LANGUAGES
+    if unspaced and has_choices(record.reference):
+        # A word there is a whole phrase: what was chosen is decided by characters.
+        def characters(text: str) -> list[str]:
+            return list("".join(rules.words(text)))
+
+        compared = resolve(record.reference, characters(hypothesis), characters)
+    blank = "" if unspaced else " "
+    return [(blank.join(said), blank.join(heard)) for said, heard in compared]
 
 
 def diff(reference: str, hypothesis: str, normaliser: Normaliser) -> list[DiffOp]:
     """What to do to the reference to get the hypothesis: ``(op, reference words, hypothesis words)`` in order.
 
-    ``op`` is ``equal``, ``replace``, ``delete`` or ``insert``; joined up, the words of each side are that side's words.
+    ``op`` is ``equal``, ``replace``, ``delete`` or ``insert``; joined up, the words of each side are that side's words, without what stands
+    where the reference allows anything.
     """
-    left, right = normaliser.words(reference), normaliser.words(hypothesis)
     return [
         (op.tag, tuple(left[op.src_start : op.src_end]), tuple(right[op.dest_start : op.dest_end]))
+        for left, right in _compared(reference, hypothesis, normaliser)
         for op in Levenshtein.opcodes(left, right)
     ]

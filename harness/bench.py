@@ -21,6 +21,7 @@ import httpx
 import msgspec
 
 from harness import audio, drivers, environment, store
+from harness.alignment import with_word_times
 from harness.arrivals import Arrivals, Closed, Recorded, planned
 from harness.corpus import Corpus, Utterance
 from harness.drivers.base import Driver, DriverError, Request, address
@@ -244,6 +245,7 @@ def run(plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
     """
     watcher = watcher or Watcher()
     check_target(plan)
+    corpus = with_word_times(corpus, watcher.say).corpus
     outcome = Outcome(_folder(plan, corpus))
     try:
         with _Interrupts() as interrupts, _measured(plan, outcome.folder, watcher) as measured:
@@ -289,8 +291,12 @@ def run_on(
 def run_against(
     measured: Measured, plan: Plan, corpus: Corpus, watcher: Watcher | None = None, *, watch: Watch | None = None
 ) -> Outcome:
-    """As `run_on`, against whatever server `started` or `target` has described. ``watch`` may end each run early."""
+    """As `run_on`, against whatever server `started` or `target` has described. ``watch`` may end each run early.
+
+    Words of ``corpus`` without times are aligned first, or their times taken from where they are kept.
+    """
     watcher, outcome = watcher or Watcher(), Outcome(plan.out)
+    corpus = with_word_times(corpus, watcher.say).corpus
     with _Interrupts() as interrupts:
         _run_cells(plan, corpus, measured, watcher, interrupts, outcome, watch)
     return outcome
@@ -509,6 +515,7 @@ def _new_run(plan: Plan, corpus: Corpus, measured: Measured, concurrency: int, d
         label=plan.label,
         arrival=str(plan.load.arrivals),
         load=plan.load.described(),
+        alignment=corpus.alignment,
     )
     return store.Run(
         schema=store.SCHEMA,
@@ -615,14 +622,18 @@ def _notes(replayed: Replayed, corpus: Corpus) -> list[str]:
     return notes
 
 
-def score_runs(folders: Sequence[Path], say: Callable[[str], None]) -> None:
-    """Compute scores.json and utterances.parquet of each run folder."""
+def score_runs(folders: Sequence[Path], say: Callable[[str], None], against: Path | None = None) -> None:
+    """Compute scores.json and utterances.parquet of each run folder; where one has an idle counterpart, also what load did to its WER."""
+    from harness.paired import LOAD_IDLE, relation
     from harness.score import score
 
     gc.unfreeze()
-    for folder in folders:
+    configs = {folder: store.read_run(folder).config for folder in folders}
+    by_load = sorted(folders, key=lambda folder: configs[folder].concurrency)
+    for folder in by_load:
         say(f"scoring {folder.name}")
-        score(folder)
+        idle = next((one for one in by_load if relation(configs[folder], configs[one]) == LOAD_IDLE), None)
+        score(folder, [other for other in (idle, against) if other is not None and other != folder])
 
 
 def index(outcome: Outcome) -> dict[str, Any]:

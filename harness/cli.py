@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.commands import load as loads
+from harness.commands.align import align_dataset
 from harness.commands.capacity import capacity as capacity_command
 from harness.commands.drivers import DriverOption, options_of
 from harness.commands.drivers import drivers as drivers_command
@@ -41,6 +42,7 @@ datasets_app = typer.Typer(help="What can be replayed.", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
 app.command("capacity")(capacity_command)
 app.command("drivers")(drivers_command)
+datasets_app.command("align")(align_dataset)
 
 
 def main() -> None:
@@ -492,13 +494,19 @@ Runs = Annotated[list[Path], typer.Argument(help="Run folders, or folders of a b
 
 
 @app.command()
-def score(runs: Runs) -> int:
+def score(
+    runs: Runs,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="A scored run of the same utterances; the change in WER from it is told as well."),
+    ] = None,
+) -> int:
     """Compute the scores of recorded runs again."""
     from harness.bench import score_runs
 
     terminal = _Terminal()
     folders = _expand(runs)
-    score_runs(folders, terminal.say)
+    score_runs(folders, terminal.say, against)
     _show(folders, None, terminal)
     return OK
 

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from harness.partials import Step, light_words, steps
+from harness.references import plain
 from harness.timeline import Entry, Kind, Outcome, StreamRecord
 
 STALL_SECONDS = 2.0
@@ -172,7 +173,7 @@ class _Alignment:
     """
 
     def __init__(self, record: StreamRecord) -> None:
-        texts = [word.text for word in record.words] if record.words is not None else record.reference.split()
+        texts = [word.text for word in record.words] if record.words is not None else plain(record.reference).split()
         pieces = [light_words(text, record.language) for text in texts]
         self._bounds = [0]
         for piece in pieces:

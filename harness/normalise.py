@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -22,6 +22,10 @@ class Normaliser:
     name: str
     sha256: str
     apply: Callable[[str], str]
+
+    def of(self, language: str) -> Normaliser:
+        """The rules for a text in ``language``: these, unless they are each language's own."""
+        return normaliser(default_name(language)) if self.name == BY_LANGUAGE else self
 
     def words(self, text: str) -> list[str]:
         """The words of ``text`` that are counted."""
@@ -77,7 +81,9 @@ _RULES: dict[str, tuple[Callable[[str], str], str, str]] = {
         "whisper-normalizer",
     ),
 }
-NAMES = tuple(_RULES)
+BY_LANGUAGE = "by-language/1"
+NAMES = (*_RULES, BY_LANGUAGE)
+_ENGLISH = frozenset({"whisper-english/1", "whisper-english-digitwise/1"})
 
 
 @cache
@@ -87,6 +93,10 @@ def normaliser(name: str) -> Normaliser:
     Raises:
         ValueError: there is none; the message lists those there are.
     """
+    if name == BY_LANGUAGE:
+        both = [normaliser(default_name(language)) for language in ("en", "")]
+        defined_by = "\n".join([name, *(f"{one.name} {one.sha256}" for one in both)])
+        return Normaliser(name, hashlib.sha256(defined_by.encode()).hexdigest(), _basic())
     if name not in _RULES:
         raise ValueError(f"no normaliser is called {name!r}; there are {', '.join(NAMES)}")
     function, rules, package = _RULES[name]
@@ -101,6 +111,21 @@ def default_name(language: str) -> str:
     digit misheard among nine costs one error or ten by chance, and a hypothesis with a stray word between the digits is charged
     with more insertions than the reference has words. Digit by digit a number weighs the same however it was written, and
     "ten thirty", "10:30" and "1030" agree. The price: "two million" weighs seven words. ``whisper-english/1`` remains for
-    figures to be laid beside published ones.
+    figures to be laid beside published ones. ``mul``, a corpus in several languages, gets each language's own.
     """
+    if language == "mul":
+        return BY_LANGUAGE
     return "whisper-english-digitwise/1" if re.split("[-_]", language.lower())[0] == "en" else "basic/1"
+
+
+def is_character_language(language: str) -> bool:
+    """True where the character error rate is the headline; a region may follow the language."""
+    return re.split("[-_]", language.lower())[0] in CHARACTER_LANGUAGES
+
+
+def comparable_names(languages: Collection[str]) -> tuple[str, ...]:
+    """The normalisers under which texts in these languages can be laid side by side; English rules are for English alone."""
+    english = any(re.split("[-_]", language.lower())[0] == "en" for language in languages)
+    several = len({re.split("[-_]", language.lower())[0] for language in languages}) > 1
+    names = [name for name in _RULES if name not in _ENGLISH or (english and not several)]
+    return (*names, BY_LANGUAGE) if several else tuple(names)

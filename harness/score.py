@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from harness import accuracy, latency, server_side, stability, store
+from harness import accuracy, latency, paired, server_side, stability, store
 from harness.accuracy import UtteranceAccuracy
 from harness.latency import StreamLatency
-from harness.normalise import CHARACTER_LANGUAGES, Normaliser, normaliser
+from harness.normalise import BY_LANGUAGE, Normaliser, comparable_names, is_character_language, normaliser
+from harness.paired import Against
+from harness.references import plain
+from harness.resources import Load, by_source
 from harness.server_side import ServerFigure
 from harness.stability import StreamStability
 from harness.statistics import (
@@ -28,11 +32,31 @@ from harness.statistics import (
     ratio_of_sums,
     resampling_block,
 )
-from harness.store import RunConfig
+from harness.store import RunConfig, StoreError
 from harness.timeline import Outcome, StreamRecord
 
 SCHEMA = 1
 LATENESS_LIMIT_SECONDS = 0.020
+
+
+class Sensitivity(msgspec.Struct, frozen=True):
+    """The WER of the same transcripts under another normaliser: how much of it is spelling."""
+
+    normaliser: str
+    normaliser_sha256: str
+    reference_words: int
+    errors: int
+    wer: Estimate
+
+
+class LanguageAccuracy(msgspec.Struct, frozen=True):
+    """The accuracy on the streams in one language of several."""
+
+    streams: int
+    reference_words: int
+    headline: str
+    wer: Estimate
+    cer: Estimate
 
 
 class Accuracy(msgspec.Struct, frozen=True):
@@ -48,6 +72,19 @@ class Accuracy(msgspec.Struct, frozen=True):
     cer: Estimate
     normaliser_sha256: str = ""
     headline: str = "wer"  # "cer" where the corpus is in languages in which a word is a matter of taste
+    sensitivity: list[
+        Sensitivity
+    ] = []  # under every normaliser that makes sense for the languages, the run's own among them
+    by_language: dict[str, LanguageAccuracy] = {}  # where there are several
+
+
+class Alignment(msgspec.Struct, frozen=True):
+    """Where the times of the reference words come from; only words that have one can have a latency."""
+
+    source: str = ""
+    timed_words: int = 0
+    untimed_words: int = 0  # in scored streams on speech
+    untimed_streams: int = 0
 
 
 class Scores(msgspec.Struct, frozen=True):
@@ -69,6 +106,9 @@ class Scores(msgspec.Struct, frozen=True):
     block: str  # what the bootstrap resampled: "speaker" or "recording"
     block_because: str = ""
     server_side: list[ServerFigure] = []  # the server's own histograms, the client's measures beside them
+    alignment: Alignment = Alignment()
+    system: dict[str, Load] = {}  # by source: "server", "harness", "machine", "gpu0" ...
+    against: list[Against] = []  # changes from other runs over the same utterances
 
 
 _NUMBERS = pa.list_(pa.float64())
@@ -116,9 +156,21 @@ UTTERANCES = pa.schema(
         ("dropped_seconds", pa.float64()),
         ("unmatched_words", pa.int32()),
         ("real_time_factor", pa.float64()),
-        *((name, _NUMBERS) for name in ("word_end_seconds", "word_emission_latencies", "word_finality_latencies")),
+        *((name, _NUMBERS) for name in ("word_emission_latencies", "word_finality_latencies")),
     ]
 )
+"""A row per stream. The finality latencies of a stream are null where they are its emission latencies, as in every transcript that only
+grew; when its words ended stands in references.parquet. `harness.frames.read_utterances` puts both back in their places."""
+
+_STEPS_BY_SECOND = 8192
+"""Times in utterances.parquet are rounded to 1/8192 s (0.12 ms), which halves the file. Scores are computed before."""
+_ROUNDED = ("connect_seconds", "ready_seconds", "first_token_from_start", "first_token_from_onset", "word_emission_latency_p50",
+            "word_emission_latency_p95", "word_finality_latency_p50", "excess_latency", "time_to_final", "flush_latency", "max_lag",
+            "drift", "drift_low", "drift_high")  # fmt: skip
+_ENCODINGS = dict.fromkeys(
+    (*_ROUNDED, *(f"{name}.list.element" for name in ("word_emission_latencies", "word_finality_latencies"))),
+    "BYTE_STREAM_SPLIT",
+) | {"hypothesis": "PLAIN", "stream": "DELTA_BINARY_PACKED"}
 
 
 @dataclass(slots=True)
@@ -143,20 +195,64 @@ class _Measured:
         return not self.accuracy.non_speech
 
 
-def score(folder: Path) -> Scores:
+def score(folder: Path, against: Sequence[Path] = ()) -> Scores:
     """Scores a run from its recorded files alone; writes scores.json, utterances.parquet and summary.md into its folder.
 
+    ``against`` are scored runs of the same utterances from which the change in accuracy is told as well. Those of an earlier
+    scoring are told again as long as they stand beside the run.
+
     Raises:
-        StoreError: the folder cannot be read as a run.
+        StoreError: a folder cannot be read as a run, or one of ``against`` is not scored.
         ValueError: the run asks for a normaliser that there is not.
     """
     run = store.read_run(folder)
     scores, rows = score_records(store.iter_records(folder), run.config, run=run.id, complete=run.complete)
-    scores = msgspec.structs.replace(scores, server_side=server_side.beside(folder, rows))
-    store.write_rows(folder / "utterances.parquet", rows, UTTERANCES)
+    store.write_rows(folder / "utterances.parquet", [_compact(row) for row in rows], UTTERANCES, _ENCODINGS)
+    others = {other.resolve().name: other for other in (*_compared_before(folder), *against)}
+    bootstrap = Bootstrap(run.config.seed)
+    scores = msgspec.structs.replace(
+        scores,
+        server_side=server_side.beside(folder, rows),
+        system=by_source(store.read_system(folder)),
+        against=[
+            paired.compare(
+                run.config,
+                rows,
+                store.read_run(other).config,
+                store.read_rows(other / "utterances.parquet"),
+                run=name,
+                block=scores.block,
+                bootstrap=bootstrap,
+            )
+            for name, other in others.items()
+        ],
+    )
     store.write_bytes(folder / "summary.md", summary(scores, run.config).encode())
     write_scores(folder, scores)
     return scores
+
+
+def _compared_before(folder: Path) -> list[Path]:
+    try:
+        names = [one.run for one in read_scores(folder).against]
+    except StoreError:
+        return []
+    return [other for name in names if ((other := folder.resolve().parent / name) / "utterances.parquet").exists()]
+
+
+def _compact(row: dict[str, Any]) -> dict[str, Any]:
+    emissions, finalities = row["word_emission_latencies"], row["word_finality_latencies"]
+    return {
+        **row,
+        **{name: _rounded(row[name]) for name in _ROUNDED if not name.startswith("drift")},
+        **{name: _rounded(row[name], 32 * _STEPS_BY_SECOND) for name in _ROUNDED if name.startswith("drift")},
+        "word_emission_latencies": [_rounded(value) for value in emissions],
+        "word_finality_latencies": None if finalities == emissions else [_rounded(value) for value in finalities],
+    }
+
+
+def _rounded(value: float | None, steps: int = _STEPS_BY_SECOND) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value * steps) / steps
 
 
 def write_scores(folder: Path, scores: Scores) -> None:
@@ -193,7 +289,7 @@ def score_records(
         complete=complete and all(one.record.outcome is not Outcome.ABANDONED for one in measured),
         streams=len(scored),
         outcomes={outcome.value: count for outcome, count in Counter(one.record.outcome for one in measured).items()},
-        accuracy=_accuracy(scored, block, bootstrap, rules.name, rules.sha256),
+        accuracy=_accuracy(scored, block, bootstrap, rules),
         hallucinated_words_per_minute=_hallucination(scored, block, bootstrap),
         latency=_latency(scored, block, bootstrap),
         stability=_stability(scored, block, bootstrap),
@@ -201,6 +297,7 @@ def score_records(
         pacing=pacing,
         block=block,
         block_because=block_because,
+        alignment=_alignment(scored, config.alignment),
     )
     return scores, [_row(one) for one in measured]
 
@@ -209,7 +306,7 @@ def _measure(record: StreamRecord, rules: Normaliser) -> _Measured:
     entries = record.entries
     one = _Measured(
         record=record,
-        accuracy=accuracy.measure(record, rules),
+        accuracy=accuracy.measure(record, rules, _others(record.language)),
         latency=latency.measure(record),
         stability=stability.measure(record),
         lateness=np.array(latency.lateness(record)),
@@ -218,6 +315,11 @@ def _measure(record: StreamRecord, rules: Normaliser) -> _Measured:
     )
     one.record = _without_entries(record)
     return one
+
+
+@cache
+def _others(language: str) -> tuple[Normaliser, ...]:
+    return tuple(map(normaliser, (*comparable_names([language]), BY_LANGUAGE)))
 
 
 def _without_entries(record: StreamRecord) -> StreamRecord:
@@ -243,29 +345,74 @@ def _invalid_because(scored: Sequence[_Measured], config: RunConfig, pacing: Dis
     return reasons
 
 
-def _accuracy(scored: Sequence[_Measured], block: str, bootstrap: Bootstrap, name: str, sha256: str) -> Accuracy:
+def _accuracy(scored: Sequence[_Measured], block: str, bootstrap: Bootstrap, rules: Normaliser) -> Accuracy:
     speech = [one for one in scored if one.speech]
     blocks = _blocks(speech, block)
     words = [one.accuracy.words for one in speech]
     raw = [one.accuracy.raw for one in speech]
     languages = {one.record.language.split("-")[0].lower() for one in speech}
     return Accuracy(
-        normaliser=name,
+        normaliser=rules.name,
         reference_words=sum(one.reference_words for one in words),
         substitutions=sum(one.substitutions for one in words),
         deletions=sum(one.deletions for one in words),
         insertions=sum(one.insertions for one in words),
-        wer=ratio_of_sums([one.errors for one in words], [one.reference_words for one in words], blocks, bootstrap),
+        wer=_wer(speech, block, bootstrap),
         raw_wer=ratio_of_sums([one.errors for one in raw], [one.reference_words for one in raw], blocks, bootstrap),
-        cer=ratio_of_sums(
-            [one.accuracy.character_errors for one in speech],
-            [one.accuracy.reference_characters for one in speech],
-            blocks,
-            bootstrap,
-        ),
-        normaliser_sha256=sha256,
-        headline="cer" if languages and languages <= CHARACTER_LANGUAGES else "wer",
+        cer=_cer(speech, block, bootstrap),
+        normaliser_sha256=rules.sha256,
+        headline=_headline(languages),
+        sensitivity=_sensitivity(speech, languages, blocks, bootstrap, rules),
+        by_language=_by_language(speech, block, bootstrap) if len(languages) > 1 else {},
     )
+
+
+def _headline(languages: Collection[str]) -> str:
+    return "cer" if languages and all(map(is_character_language, languages)) else "wer"
+
+
+def _sensitivity(
+    speech: Sequence[_Measured], languages: Collection[str], blocks: list[str], bootstrap: Bootstrap, rules: Normaliser
+) -> list[Sensitivity]:
+    found = []
+    for name in dict.fromkeys((*comparable_names(languages), rules.name)):
+        counts = [one.accuracy.by_normaliser[name] for one in speech if name in one.accuracy.by_normaliser]
+        if len(counts) < len(speech) or not counts:
+            continue
+        errors, words = [one.errors for one in counts], [one.reference_words for one in counts]
+        wer = ratio_of_sums(errors, words, blocks, bootstrap)
+        found.append(Sensitivity(name, normaliser(name).sha256, sum(words), sum(errors), wer))
+    return found
+
+
+def _by_language(speech: Sequence[_Measured], block: str, bootstrap: Bootstrap) -> dict[str, LanguageAccuracy]:
+    groups: dict[str, list[_Measured]] = {}
+    for one in speech:
+        groups.setdefault(one.record.language.split("-")[0].lower(), []).append(one)
+    return {
+        language: LanguageAccuracy(
+            streams=len(group),
+            reference_words=sum(one.accuracy.words.reference_words for one in group),
+            headline=_headline([language]),
+            wer=_wer(group, block, bootstrap),
+            cer=_cer(group, block, bootstrap),
+        )
+        for language, group in sorted(groups.items())
+    }
+
+
+def _wer(group: Sequence[_Measured], block: str, bootstrap: Bootstrap) -> Estimate:
+    words = [one.accuracy.words for one in group]
+    return ratio_of_sums(
+        [one.errors for one in words], [one.reference_words for one in words], _blocks(group, block), bootstrap
+    )
+
+
+def _cer(group: Sequence[_Measured], block: str, bootstrap: Bootstrap) -> Estimate:
+    errors, characters = (
+        [getattr(one.accuracy, name) for one in group] for name in ("character_errors", "reference_characters")
+    )
+    return ratio_of_sums(errors, characters, _blocks(group, block), bootstrap)
 
 
 def _hallucination(scored: Sequence[_Measured], block: str, bootstrap: Bootstrap) -> Estimate:
@@ -291,14 +438,16 @@ def _latency(scored: Sequence[_Measured], block: str, bootstrap: Bootstrap) -> d
         missing = sum(len(of(one.latency)) - len(group) for one, group in zip(speech, groups, strict=True))
         return distribution(groups, _blocks(speech, block), bootstrap, missing=missing)
 
+    emissions = by_word(lambda one: one.word_emission_latencies)
+    grown = all(one.latency.word_finality_latencies == one.latency.word_emission_latencies for one in speech)
     result = {
         "connect_seconds": by_stream(scored, lambda one: one.connect_seconds),
         "ready_seconds": by_stream(scored, lambda one: one.ready_seconds),
         "first_token_from_start": by_stream(speech, lambda one: one.first_token_from_start),
         "first_token_from_onset": by_stream(speech, lambda one: one.first_token_from_onset),
-        "word_emission_latency": by_word(lambda one: one.word_emission_latencies),
+        "word_emission_latency": emissions,
         "word_emission_latency_per_stream": by_stream(speech, lambda one: one.word_emission_latency_p50),
-        "word_finality_latency": by_word(lambda one: one.word_finality_latencies),
+        "word_finality_latency": emissions if grown else by_word(lambda one: one.word_finality_latencies),
         "word_finality_latency_per_stream": by_stream(speech, lambda one: one.word_finality_latency_p50),
         "excess_latency": by_stream(speech, lambda one: one.excess_latency),
         "time_to_final": by_stream(speech, lambda one: one.time_to_final),
@@ -323,6 +472,14 @@ def _stability(scored: Sequence[_Measured], block: str, bootstrap: Bootstrap) ->
         "normalized_erasure": ratio_of_sums([one.erased_words for one in counted], final, blocks, bootstrap),
         "edit_overhead": ratio_of_sums(over, made, blocks, bootstrap),
     }
+
+
+def _alignment(scored: Sequence[_Measured], source: str) -> Alignment:
+    speech = [one for one in scored if one.speech]
+    without = [one.record for one in speech if one.record.words is None]
+    timed = sum(len(one.record.words or ()) for one in speech)
+    words = sum(len(plain(record.reference).split()) for record in without)
+    return Alignment(source, timed, words, len(without))
 
 
 def _counts(measured: Sequence[_Measured], scored: Sequence[_Measured]) -> dict[str, float]:
@@ -426,6 +583,9 @@ def summary(scores: Scores, config: RunConfig) -> str:
         f"{found.substitutions} substitutions, {found.deletions} deletions and {found.insertions} insertions "
         f"in {found.reference_words} words.",
         "",
+        *_alignment_lines(scores.alignment),
+        *_sensitivity_lines(found),
+        *_against_lines(scores.against),
         "| latency, ms | p50 | p95 | p99 | n | missing |",
         "|---|---:|---:|---:|---:|---:|",
     ]
@@ -453,6 +613,37 @@ def summary(scores: Scores, config: RunConfig) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _alignment_lines(found: Alignment) -> list[str]:
+    if not found.timed_words and not found.untimed_words:
+        return []
+    lacking = (
+        f"; {found.untimed_words} words in {found.untimed_streams} streams have none" if found.untimed_words else ""
+    )
+    return [f"Word times: {found.source or 'of unknown origin' if found.timed_words else 'none'}{lacking}.", ""]
+
+
+def _sensitivity_lines(found: Accuracy) -> list[str]:
+    if len(found.sensitivity) < 2:
+        return []
+    told = ", ".join(f"{one.normaliser} {_percent(one.wer.value)}" for one in found.sensitivity)
+    return [f"WER by normaliser: {told}.", ""]
+
+
+def _against_lines(against: Sequence[Against]) -> list[str]:
+    lines = []
+    for one in against:
+        change = one.wer
+        if change.value is None:
+            continue
+        bounds = (
+            "" if change.low is None or change.high is None else f" [{100 * change.low:+.2f}, {100 * change.high:+.2f}]"
+        )
+        lines.append(
+            f"WER, {one.relation} ({one.run}): {100 * change.value:+.2f}{bounds} points over {one.utterances} utterances."
+        )
+    return [*lines, ""] if lines else []
 
 
 def _rate_line(title: str, estimate: Estimate) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import pyarrow.parquet as pq
+
+from harness import store
 
 BEFORE, AFTER = "metrics-before.txt", "metrics-after.txt"
 
@@ -172,30 +173,12 @@ def over_run(folder: Path) -> dict[str, Histogram]:
 
 def _first_token_seconds(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[float]:
     """First text received less first packet sent, of every stream that has both."""
-    left = _first_packets_seconds(folder)
+    left = store.first_packet_seconds(folder)
     return [
         row["first_token_from_start"] - left[row["stream"]]
         for row in rows
         if row["first_token_from_start"] is not None and row["stream"] in left
     ]
-
-
-def _first_packets_seconds(folder: Path) -> dict[int, float]:
-    """When the first packet of each stream had left, in seconds from its planned start."""
-    planned = pq.read_table(folder / "streams.parquet", columns=["stream", "t0_ns"]).to_pydict()
-    starts_ns = dict(zip(planned["stream"], planned["t0_ns"], strict=True))
-    found: dict[int, float] = {}
-    timeline = pq.ParquetFile(folder / "timeline.parquet")
-    for batch in timeline.iter_batches(columns=["stream", "kind", "t_ns"]):
-        packets = np.asarray([kind == "packet" for kind in batch.column("kind").dictionary.to_pylist()])
-        chosen = packets[batch.column("kind").indices.to_numpy(zero_copy_only=False)]
-        streams = batch.column("stream").to_numpy(zero_copy_only=False)[chosen]
-        times_ns = batch.column("t_ns").to_numpy(zero_copy_only=False)[chosen]
-        firsts = np.unique(streams, return_index=True)  # entries of a stream are in order of time
-        for stream, place in zip(*(part.tolist() for part in firsts), strict=True):
-            if stream not in found:
-                found[stream] = (int(times_ns[place]) - starts_ns[stream]) / 1e9
-    return found
 
 
 def _figure(name: str, meaning: str, histogram: Histogram, **client: Any) -> ServerFigure:

@@ -8,7 +8,7 @@ import signal
 import statistics
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count, groupby
@@ -28,6 +28,7 @@ from harness.grid import Cell, Setting, Study, StudyError
 from harness.launch import Server, ServerError
 from harness.normalise import normaliser
 from harness.replay import ReplayError
+from harness.resources import Load, by_source
 from harness.statistics import Distribution, Estimate
 
 STUDIES = Path("reports/studies")
@@ -437,39 +438,27 @@ def _measures(scores: score.Scores, run_folder: Path) -> dict[str, Any]:
         if measure in measured:
             found |= _with_interval(column, getattr(measured[measure], quantile))
     found |= {name: scores.counts.get(name) for name in COUNTS}
-    return found | _system(store.read_system(run_folder), found["audio_seconds_per_second"])
+    return found | _system(by_source(store.read_system(run_folder)), found["audio_seconds_per_second"])
 
 
 def _with_interval(name: str, estimate: Estimate) -> dict[str, Any]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-def _system(samples: Sequence[Mapping[str, Any]], audio_per_second: float | None) -> dict[str, Any]:
+def _system(loads: Mapping[str, Load], audio_per_second: float | None) -> dict[str, Any]:
     """What server and GPUs used while the cell ran; nothing where nothing was sampled."""
-
-    def values(of: Callable[[str], bool], name: str) -> list[float]:
-        return [sample[name] for sample in samples if of(sample["source"]) and sample.get(name) is not None]
-
-    def highest(name: str, of: Callable[[str], bool]) -> float | None:
-        return max(values(of, name), default=None)
-
-    def is_server(source: str) -> bool:
-        return source == "server"
-
-    def is_gpu(source: str) -> bool:
-        return source.startswith("gpu")
-
-    cpu = values(is_server, "cpu_percent")
-    gpus = sorted({sample["source"] for sample in samples if is_gpu(sample["source"])})
-    busy = [statistics.fmean(found) for gpu in gpus if (found := values(gpu.__eq__, "gpu_percent"))]
-    watts = [statistics.fmean(found) for gpu in gpus if (found := values(gpu.__eq__, "gpu_watts"))]
-    mean = statistics.fmean(cpu) if cpu else None
+    server = loads.get("server", Load(0))
+    gpus = [load for source, load in loads.items() if source.startswith("gpu")]
+    mean = server.cpu_percent_mean
+    watts = [load.gpu_watts_mean for load in gpus if load.gpu_watts_mean is not None]
     return {
         "server_cpu_percent": mean,
         "server_cpu_seconds_per_audio_second": mean / 100 / audio_per_second if mean and audio_per_second else None,
-        "server_rss_bytes": highest("rss_bytes", is_server),
-        "gpu_percent": max(busy, default=None),
-        "gpu_memory_bytes": highest("gpu_memory_bytes", is_gpu),
+        "server_rss_bytes": server.rss_bytes_max,
+        "gpu_percent": max((load.gpu_percent_mean for load in gpus if load.gpu_percent_mean is not None), default=None),
+        "gpu_memory_bytes": max(
+            (load.gpu_memory_bytes_max for load in gpus if load.gpu_memory_bytes_max is not None), default=None
+        ),
         "gpu_watts": sum(watts) if watts else None,
     }
 

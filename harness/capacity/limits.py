@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness import paired
 from harness.capacity.search import Verdict
 from harness.score import Scores
-from harness.statistics import Bootstrap, paired_wer_difference, resampling_block
+from harness.statistics import Bootstrap, resampling_block
 from harness.timeline import Outcome
 
 LATENCIES: Mapping[str, tuple[str, str]] = {
@@ -183,30 +183,9 @@ def wer_rise(idle: Sequence[Row], loaded: Sequence[Row]) -> tuple[float | None, 
 
     An utterance that was replayed more than once enters with its mean, once.
     """
-    ours, theirs = _errors(idle), _errors(loaded)
-    both = [name for name in ours if name in theirs]
-    block, _ = resampling_block([ours[name][2] for name in both])
-    change = paired_wer_difference(
-        [ours[name][0] for name in both],
-        [theirs[name][0] for name in both],
-        [ours[name][1] for name in both],
-        [ours[name][2] if block == "speaker" else name for name in both],
-        Bootstrap(0),
+    ours, theirs = (
+        paired.counts(row for row in rows if row["outcome"] != Outcome.ABANDONED) for rows in (idle, loaded)
     )
+    block, _ = resampling_block([one.speaker for name, one in ours.items() if name in theirs])
+    change = paired.wer_change(ours, theirs, block, Bootstrap(0))
     return change.value, change.low, change.high
-
-
-def _errors(rows: Sequence[Row]) -> dict[str, tuple[float, float, str]]:
-    """Mean errors, reference words and speaker of each utterance with words."""
-    found: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["scored"] and row["reference_words"] and row["outcome"] != Outcome.ABANDONED:
-            found[row["utterance"]].append(row)
-    return {
-        name: (
-            sum(row["substitutions"] + row["deletions"] + row["insertions"] for row in group) / len(group),
-            float(group[0]["reference_words"]),
-            group[0]["speaker"] or "",
-        )
-        for name, group in found.items()
-    }

@@ -146,6 +146,7 @@ def load(
         alignment=card.alignment,
         normaliser=card.normaliser,
         notes=_notes(bad),
+        source=path,
     )
 
 

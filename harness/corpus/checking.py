@@ -11,6 +11,7 @@ from harness.corpus.catalogue import complete, find, read_rows
 from harness.corpus.formats import BadRow, Row
 from harness.corpus.lengths import UnreadableAudioError, decoded_seconds, file_sha256
 from harness.corpus.utterance import Utterance
+from harness.references import plain, problem
 from wire.words import TimedWord
 
 LENGTH_TOLERANCE_SECONDS = 0.06  # MP3 and AAC pad by up to two frames, and manifests round
@@ -101,6 +102,8 @@ def _wrong(utterance: Utterance, decode: bool, hash_stated: bool) -> Iterator[st
             f"odd length: {len(utterance.text)} characters in {utterance.seconds:.2f} s;"
             " text and audio may not belong together"
         )
+    if wrong := problem(utterance.text):
+        yield wrong
     if utterance.words is not None:
         yield from _wrong_words(utterance, utterance.words)
     if decode and utterance.audio is not None:
@@ -120,7 +123,7 @@ def _wrong_words(utterance: Utterance, words: tuple[TimedWord, ...]) -> Iterator
         if word.start < before - OVERLAP_TOLERANCE_SECONDS:
             yield f"{name} starts before the word in front of it has ended at {before:.3f} s"
         before = max(before, word.end)
-    said, timed = _tokens(utterance.text), [token for word in words for token in _tokens(word.text)]
+    said, timed = _tokens(plain(utterance.text)), [token for word in words for token in _tokens(word.text)]
     if said != timed:
         place = next(
             (i for i, (a, b) in enumerate(zip(said, timed, strict=False)) if a != b), min(len(said), len(timed))

@@ -52,6 +52,7 @@ class Corpus:
     alignment: str = ""  # where the word times come from, with version; empty when there are none
     normaliser: str = ""  # that the texts are made for, where it is not the usual one of the language
     notes: str = ""  # what was left out or skipped while loading, a line each
+    source: Path | None = None  # the manifest or folder it was read from
 
     @property
     def seconds(self) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness import latency, score, statistics, store
+from harness import latency, paired, score, statistics, store
 from harness.accuracy import diff
 from harness.frames import read_utterances
 from harness.normalise import normaliser
@@ -176,13 +176,8 @@ def _but_for_cell(config: RunConfig) -> RunConfig:
 
 def wer_change(before: Cell, after: Cell) -> Difference:
     """WER of ``after`` less that of ``before`` over the utterances both have, with a paired 95 % interval."""
-    a, b = utterance_counts(before.scored), utterance_counts(after.scored)
-    both = a.merge(b, left_index=True, right_index=True, suffixes=("_a", "_b"))
-    blocks = before.bootstrap_blocks([str(name) for name in both.index], [str(name) for name in both["speaker_a"]])
-    columns = [[float(value) for value in both[name]] for name in ("errors_a", "errors_b", "words_a")]
-    return statistics.paired_wer_difference(
-        columns[0], columns[1], columns[2], blocks, Bootstrap(before.run.config.seed)
-    )
+    a, b = (paired.counts(cell.scored.to_dict("records")) for cell in (before, after))
+    return paired.wer_change(a, b, before.scores.block, Bootstrap(before.run.config.seed))
 
 
 def utterance_counts(scored: pd.DataFrame) -> pd.DataFrame:
@@ -285,6 +280,7 @@ def worst(cell: Cell, most: int) -> pd.DataFrame:
     columns = [
         "utterance",
         "speaker",
+        "language",
         "audio_seconds",
         "errors",
         "reference_words",
@@ -301,9 +297,10 @@ def confusions(cells: Sequence[Cell], most: int) -> pd.DataFrame:
     """What was said and what was heard for it, most frequent first; empty on one side where a word was lost or made up."""
     counts: Counter[tuple[str, str]] = Counter()
     for cell in cells:
-        words = normaliser(cell.run.config.normaliser)
-        for reference, hypothesis in zip(cell.scored["reference"], cell.scored["hypothesis"], strict=True):
-            for op, said, heard in diff(reference, hypothesis, words):
+        rules = normaliser(cell.run.config.normaliser)
+        columns = (cell.scored[name] for name in ("reference", "hypothesis", "language"))
+        for reference, hypothesis, language in zip(*columns, strict=True):
+            for op, said, heard in diff(reference, hypothesis, rules.of(language)):
                 if op != "equal":
                     counts.update(zip_longest(said, heard, fillvalue=""))
     rows = [(said, heard, count) for (said, heard), count in counts.most_common(most)]

@@ -514,7 +514,10 @@ def _worst(cell: Cell) -> dict[str, Any]:
     return {
         "label": cell.mark.label,
         "summary": f"the {len(shown)} with most errors, of {wrong} with any, of {len(cell.scored)}",
-        "utterances": [_worst_item(row, normaliser(cell.run.config.normaliser)) for row in shown.to_dict("records")],
+        "utterances": [
+            _worst_item(row, normaliser(cell.run.config.normaliser).of(row["language"]))
+            for row in shown.to_dict("records")
+        ],
     }
 
 

@@ -28,6 +28,7 @@ SYLLABLES = ("ka", "lo", "mi", "nu", "pe", "ra", "so", "ti", "vu", "ze")
 VOCABULARY = ["".join(pair) for pair in product(SYLLABLES, repeat=2) if pair[0] != pair[1]]
 PACKET_SECONDS = 0.08
 ATTEMPTS = 3
+DISTURBED = "counts are exact; latencies cannot be judged, because other work took the processors from the server"
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,16 @@ def test_injected_latencies_are_measured(tmp_path: Path, protocol: str, delay_ms
     script = {"latency_ms": 120, "final_latency_ms": 250}
     for attempt in range(ATTEMPTS):
         measured = measure(tmp_path / str(attempt), corpus, script, protocol=protocol, delay_ms=delay_ms)
-        if (measured.scores.pacing.p99.value or 0) < 0.005:
-            break  # else the machine is so busy that neither side kept its times
+        if not is_disturbed(measured.scores):
+            break
 
+    assert [row["delay_ms_in_force"] for row in measured.rows] == [delay_ms] * streams
+    assert measured.scores.counts["stalls"] == 0
+    assert measured.scores.counts["unmatched_words"] == 0
+    assert measured.scores.accuracy.wer.value == 0
+    assert measured.scores.outcomes == {"ok": streams}
+    if is_disturbed(measured.scores):
+        pytest.skip(DISTURBED)
     injected = emission_latencies(words, seconds, delay_ms, 120)
     errors = [
         abs(found - expected)
@@ -108,11 +116,6 @@ def test_injected_latencies_are_measured(tmp_path: Path, protocol: str, delay_ms
     to_final = [abs(row["time_to_final"] - (seconds - words[-1].end + 0.250)) for row in measured.rows]
     assert np.median(to_final) < 0.005
     assert np.median([abs(row["flush_latency"] - 0.250) for row in measured.rows]) < 0.005
-    assert [row["delay_ms_in_force"] for row in measured.rows] == [delay_ms] * streams
-    assert measured.scores.counts["stalls"] == 0
-    assert measured.scores.counts["unmatched_words"] == 0
-    assert measured.scores.accuracy.wer.value == 0
-    assert measured.scores.outcomes == {"ok": streams}
 
 
 def test_injected_errors_are_counted_exactly(tmp_path: Path) -> None:
@@ -154,6 +157,60 @@ def test_audio_that_the_server_dropped_is_measured_exactly(tmp_path: Path) -> No
     frames = sum(1 for record in measured.records for _ in record.of(Kind.DROPPED))
     counted = counter(measured.metrics, "dropped_audio_seconds")  # exact; each frame says it rounded to a millisecond
     assert measured.scores.counts["dropped_seconds"] == pytest.approx(counted, abs=0.0005 * frames)
+
+
+def test_injected_drift_is_measured(tmp_path: Path) -> None:
+    # An engine that hears 0.8 s in a second says the word that ends at e at e / 0.8: its lag, 0.2 of the time, grows by 0.2 s/s.
+    words, streams = sentence(40), 4
+    corpus = spoken(tmp_path, words, 8.0, streams)
+    steady = measure(tmp_path / "steady", corpus, {}, protocol="yap", delay_ms=80)
+    slow = measure(
+        tmp_path / "slow",
+        corpus,
+        {"audio_rate": 0.8},
+        protocol="yap",
+        delay_ms=80,
+        options=("--max-backlog-seconds", "60"),
+    )
+
+    assert [row["drift"] for row in slow.rows] == pytest.approx([0.2] * streams, abs=0.01)
+    assert all(row["drift_low"] > 0.15 for row in slow.rows)
+    assert slow.scores.counts["streams_falling_behind"] == streams
+    assert [row["drift"] for row in steady.rows] == pytest.approx([0.0] * streams, abs=0.01)
+    assert steady.scores.counts["streams_falling_behind"] == 0
+    assert slow.scores.counts["dropped_seconds"] == 0
+
+
+def test_two_hundred_streams_at_once_are_measured_as_one(tmp_path: Path) -> None:
+    words, seconds, streams = sentence(30), 6.0, 200
+    corpus = spoken(tmp_path, words, seconds, streams)
+    script = {"latency_ms": 120, "final_latency_ms": 250, "substitute_every": 10}
+    for attempt in range(ATTEMPTS):
+        measured = measure(tmp_path / str(attempt), corpus, script, protocol="yap", delay_ms=480)
+        if not is_disturbed(measured.scores):
+            break
+
+    assert measured.scores.accuracy.wer.value == pytest.approx(0.1, abs=1e-12)
+    assert (measured.scores.counts["lost_tail_words"], measured.scores.outcomes) == (streams, {"ok": streams})
+    injected = emission_latencies(words, seconds, 480, 120)
+    errors = [
+        abs(found - expected)
+        for row in measured.rows
+        for found, expected in zip(row["word_emission_latencies"], injected, strict=True)
+        if found is not None
+    ]
+    assert len(errors) == streams * 27  # every tenth word is another one, the last among them
+    if is_disturbed(measured.scores):
+        pytest.skip(DISTURBED)
+    assert np.percentile(errors, 50) < 0.005
+    assert np.percentile(errors, 99) < 0.015
+
+
+def is_disturbed(scores: Scores) -> bool:
+    """Packets left late, or other programs took more than a quarter of a core from server and harness."""
+    used = {name: load.cpu_percent_mean or 0.0 for name, load in scores.system.items()}
+    others = used.get("machine", 0.0) - used.get("server", 0.0) - used.get("harness", 0.0)
+    return (scores.pacing.p99.value or 0.0) > 0.005 or others > 25.0
 
 
 def test_a_fault_fails_the_stream_and_counts_as_deletions(tmp_path: Path) -> None:

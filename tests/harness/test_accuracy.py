@@ -164,3 +164,7 @@ def test_an_unknown_normaliser_is_refused_with_the_known_ones() -> None:
 def test_default_by_language() -> None:
     assert default_name("en-US") == default_name("en") == DIGITWISE.name
     assert default_name("de") == default_name("hi_in") == "basic/1"
+    assert default_name("mul") == "by-language/1"
+    own = normaliser("by-language/1")
+    assert (own.of("en-GB"), own.of("fr")) == (DIGITWISE, normaliser("basic/1"))
+    assert DIGITWISE.of("fr") is DIGITWISE

@@ -109,7 +109,7 @@ def test_the_rise_of_the_error_rate_is_that_of_the_utterances_both_have() -> Non
     def row(utterance: str, errors: int, outcome: str = "ok") -> dict[str, Any]:
         return {
             "utterance": utterance, "speaker": "", "scored": True, "outcome": outcome, "reference_words": 10,
-            "substitutions": errors, "deletions": 0, "insertions": 0,
+            "substitutions": errors, "deletions": 0, "insertions": 0, "character_errors": 0, "reference_characters": 0,
         }  # fmt: skip
 
     before = [row(f"u{n}", 1) for n in range(20)]

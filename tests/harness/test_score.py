@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness import store
+from harness.frames import read_utterances
 from harness.score import SCHEMA, UTTERANCES, Scores, read_scores, score, score_records, summary
 from harness.store import Run, RunConfig, StoreError
 from harness.timeline import Entry, Kind, Outcome, StreamRecord
@@ -204,6 +205,46 @@ def test_characters_are_the_headline_where_words_are_a_matter_of_taste() -> None
     assert scored([stream(0, "a", "a")]).accuracy.headline == "wer"
 
 
+def test_the_wer_under_every_normaliser_says_how_much_of_it_is_spelling() -> None:
+    # "It's one zero zero": raw 4 words; basic "it s one zero zero" 5; whisper "it is 100" 3; digit by digit "it is 1 0 0" 5.
+    found = scored([stream(0, "It's one zero zero", "it is 100")], normaliser="basic/1").accuracy
+    table = {one.normaliser: (one.errors, one.reference_words) for one in found.sensitivity}
+    assert table == {
+        "none": (4, 4),  # It's->it, one->is, zero->100, zero
+        "basic/1": (4, 5),  # it; s->is, one->100, zero, zero
+        "whisper-english/1": (0, 3),
+        "whisper-english-digitwise/1": (0, 5),
+    }
+    own = next(one for one in found.sensitivity if one.normaliser == found.normaliser)
+    assert (own.wer, own.normaliser_sha256) == (found.wer, found.normaliser_sha256)
+    assert next(one.wer for one in found.sensitivity if one.normaliser == "none") == found.raw_wer
+
+
+def test_english_rules_are_for_english_and_each_language_has_its_own() -> None:
+    german = scored([stream(0, "Die Straße", "die strasse", language="de")]).accuracy
+    assert [one.normaliser for one in german.sensitivity] == ["none", "basic/1"]
+    both = scored(
+        [
+            stream(0, "at ten thirty", "at 10:30", language="en-US"),
+            stream(1, "你好世界", "你好世间", language="zh"),
+        ],
+        normaliser="by-language/1",
+    ).accuracy
+    assert [one.normaliser for one in both.sensitivity] == ["none", "basic/1", "by-language/1"]
+    assert both.by_language["en"].wer.value == 0.0  # by the digitwise rules
+    assert (both.by_language["zh"].headline, both.by_language["zh"].cer.value) == ("cer", 0.25)
+    assert both.headline == "wer"
+    assert sum(one.reference_words for one in both.by_language.values()) == both.reference_words
+
+
+def test_words_without_times_are_counted() -> None:
+    timed = stream(0, "one two three", "one two three")
+    plain = record(None, final(2, "four five"), stream=1, utterance="u1", reference="four {five|5} <*>")
+    found = scored([timed, plain, silence(2, "")], alignment="flite 2.2").alignment
+    assert (found.source, found.timed_words) == ("flite 2.2", 3)
+    assert (found.untimed_words, found.untimed_streams) == (2, 1)
+
+
 def test_an_unknown_normaliser_is_refused() -> None:
     with pytest.raises(ValueError, match="no normaliser is called 'mine/3'"):
         scored([stream(0, "a", "a")], normaliser="mine/3")
@@ -243,10 +284,14 @@ def test_scoring_a_folder_writes_scores_rows_and_a_summary(tmp_path: Path) -> No
     assert table.column_names == UTTERANCES.names
     first, quiet, lost = table.to_pylist()
     assert (first["hits"], first["substitutions"], first["wer"], first["outcome"]) == (2, 1, pytest.approx(1 / 3), "ok")
-    assert first["word_end_seconds"] == [1.0, 2.0, 3.0]
     assert first["word_emission_latencies"] == [pytest.approx(0.5), None, pytest.approx(0.5)]
-    assert (first["unmatched_words"], first["excess_latency"]) == (1, pytest.approx(0.02))
-    assert (quiet["wer"], quiet["insertions"], quiet["word_end_seconds"]) == (None, 1, [])
+    assert first["word_finality_latencies"] is None  # they are the emission latencies
+    assert (first["unmatched_words"], first["excess_latency"]) == (1, pytest.approx(0.02, abs=0.5 / 8192))
+    assert (quiet["wer"], quiet["insertions"], quiet["word_emission_latencies"]) == (None, 1, [])
+    frame = read_utterances(tmp_path)
+    assert list(frame["word_end_seconds"][0]) == [1.0, 2.0, 3.0]
+    assert list(frame["word_finality_latencies"][0]) == pytest.approx([0.5, math.nan, 0.5], nan_ok=True)
+    assert list(frame["word_end_seconds"][1]) == []
     assert (lost["deletions"], lost["lost_tail_words"], lost["time_to_final"]) == (1, None, pytest.approx(1.25))
 
 
