@@ -1,0 +1,1 @@
+"""The commands of ``earmark``, one per file; ``harness.cli`` puts them together."""
