@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import msgspec
@@ -76,24 +77,28 @@ def interpolated_interval(ordered: Sequence[float] | Floats, share: float) -> tu
     and the next one in, at the place that an exponential spacing of the values gives it (Nyblom, Biometrika 79, 1992; for the median
     that is Hettmansperger & Sheather, 1986).
     """
-    from scipy.stats import binom
-
     n = len(ordered)
     if n < minimum_n(share):
         return None
     values = np.asarray(ordered, dtype=np.float64)
+    rank, weight = _place(n, share)
+    low = (1 - weight) * values[rank - 1] + weight * values[rank]
+    rank, weight = _place(n, 1 - share)  # the upper end is the lower one of the values turned round
+    high = (1 - weight) * values[-rank] + weight * values[-rank - 1]
+    return float(low), float(high)
 
-    def end(values: Floats, share: float) -> float:
-        """The lower end; the upper one is that of the values turned round."""
-        rank = int(binom.ppf(_TAIL, n, share))
-        outer, inner = float(binom.cdf(rank - 1, n, share)), float(binom.cdf(rank, n, share))  # chances to miss
-        if outer == _TAIL:
-            return float(values[rank - 1])
-        odds = rank * (1 - share) / ((n - rank) * share) * (inner - _TAIL) / (_TAIL - outer)
-        weight = 1 / (1 + odds)
-        return float((1 - weight) * values[rank - 1] + weight * values[rank])
 
-    return end(values, share), -end(-values[::-1], 1 - share)
+@lru_cache(maxsize=4096)
+def _place(n: int, share: float) -> tuple[int, float]:
+    """Where the lower end lies: behind which rank, and what part of the way to the next one."""
+    from scipy.stats import binom
+
+    rank = int(binom.ppf(_TAIL, n, share))
+    outer, inner = float(binom.cdf(rank - 1, n, share)), float(binom.cdf(rank, n, share))  # chances to miss
+    if outer >= _TAIL:
+        return rank, 0.0
+    odds = rank * (1 - share) / ((n - rank) * share) * (inner - _TAIL) / (_TAIL - outer)
+    return rank, 1 / (1 + odds)
 
 
 class Bootstrap:
