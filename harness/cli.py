@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.commands import compare as commands_compare
+from harness.commands import gate as commands_gate
+from harness.commands import history as commands_history
 from harness.commands import load as loads
 from harness.commands.align import align_dataset
 from harness.commands.capacity import capacity as capacity_command
 from harness.commands.drivers import DriverOption, options_of
 from harness.commands.drivers import drivers as drivers_command
+from harness.commands.folders import expand as _expand
+from harness.commands.terminal import console as _console
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from harness.bench import Watcher
     from harness.corpus import Corpus
 
@@ -27,7 +30,6 @@ OK, REGRESSION, CANNOT_COMPARE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 DEFAULT_DELAYS_MS = "160,480,2400"
 RUNS = Path("reports/runs")
-DEFAULT_BASELINE = Path("reports/baselines/sphinx-spoken-en.json")
 
 app = typer.Typer(
     name="earmark",
@@ -54,9 +56,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except _NoBaselineError as error:
-        print(f"earmark: {error}", file=sys.stderr)
-        sys.exit(CANNOT_COMPARE)
     except Exception as error:  # noqa: BLE001 - those that are not expected are raised again
         _report(error)
         sys.exit(FAILED)
@@ -84,7 +83,7 @@ def _expected() -> tuple[type[Exception], ...]:
         "harness.audio": "AudioError",
         "harness.store": "StoreError",
         "harness.report.cells": "NoRunsError",
-        "harness.gate": "GateError",
+        "harness.gate.tolerances": "GateError",
         "sizing.shape": "SizingError",
         "harness.grid": "StudyError",
         "harness.capacity.measuring": "CapacityError",
@@ -98,10 +97,6 @@ def _expected() -> tuple[type[Exception], ...]:
 
 class UsageError(Exception):
     """An argument that makes no sense; the message says which and why."""
-
-
-class _NoBaselineError(Exception):
-    """The gate has nothing to hold the runs against."""
 
 
 # ---- bench -----------------------------------------------------------------------------------------------------
@@ -396,20 +391,6 @@ class _Terminal:
             self._bar.stop()
 
 
-WIDTH_OF_FILES = 160
-
-
-def _console(*, stderr: bool) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal:
-        console.width = max(
-            console.width, WIDTH_OF_FILES
-        )  # a table in a log should not be cut to the terminal of nobody
-    return console
-
-
 LINES_EVERY = 20
 """Seconds between lines of progress where there is no terminal to draw on."""
 
@@ -523,95 +504,9 @@ def report(
     return OK
 
 
-@app.command()
-def gate(
-    runs: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Run folders to judge, or folders of a bench, or of many runs.", metavar="[RUN...]"),
-    ] = None,
-    candidate: Annotated[
-        list[Path] | None, typer.Option("--candidate", "--runs", help="The same as RUN; repeatable.")
-    ] = None,
-    baseline: Annotated[
-        Path | None,
-        typer.Option(
-            help="Baseline file that 'gate --save' made, or a run folder.",
-            show_default="the one of 'earmark bench' on its defaults",
-        ),
-    ] = None,
-    save: Annotated[
-        Path | None, typer.Option(help="Write this baseline file from the runs, instead of judging them.")
-    ] = None,
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            help="Tolerances: own-machine, or shared-machine where only gross changes of latency count.",
-            show_default="those in the baseline",
-        ),
-    ] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Also write the result here.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
-) -> int:
-    """Judge runs against a baseline: 0 no regression, 1 regression, 2 they cannot be compared."""
-    from harness import gate as gates
-
-    if baseline is not None and save is not None:
-        raise UsageError(
-            "gate: give either --baseline FILE to judge the runs, or --save FILE to make a baseline of them"
-        )
-    if profile is not None and profile not in gates.PROFILES:
-        raise UsageError(f"gate: --profile is one of {', '.join(gates.PROFILES)}, not {profile!r}")
-    folders = _expand([*(runs or []), *(candidate or [])] or [_newest_bench(RUNS)])
-    tolerances = gates.PROFILES[profile] if profile else None
-    terminal = _Terminal(everything_to_stderr=as_json)
-    if save is not None:
-        save.parent.mkdir(parents=True, exist_ok=True)
-        save.write_text(json.dumps(gates.save(folders, tolerances), indent=1) + "\n", encoding="utf-8")
-        terminal.out.print(f"baseline: {save}", soft_wrap=True)
-        return OK
-    result = gates.compare(_baseline(baseline or DEFAULT_BASELINE), folders, tolerances)
-    terminal.out.print(result.table())
-    if markdown is not None:
-        markdown.write_text(result.markdown(), encoding="utf-8")
-    if as_json:
-        print(json.dumps({"exit": result.exit_code, "verdict": str(result.verdict), "sentence": result.sentence()}))
-    return result.exit_code
-
-
-def _newest_bench(root: Path) -> Path:
-    benches = sorted(root.glob("*-bench-*"))  # names begin with the time
-    if not benches:
-        raise UsageError(f"gate: no bench in {root}; run 'earmark bench' first or name the runs to judge")
-    return benches[-1]
-
-
-def _baseline(path: Path) -> dict[str, Any]:
-    """A baseline from its file, or made of scored runs."""
-    from harness.gate import save
-
-    if path.is_dir():
-        return save(_expand([path]))
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _NoBaselineError(f"the baseline {path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise _NoBaselineError(f"the baseline {path} holds no JSON object")
-    return found
-
-
-def _expand(paths: list[Path]) -> list[Path]:
-    """Run folders; in the place of a bench's folder its runs, in the place of a folder of runs all of them."""
-    folders: list[Path] = []
-    for path in paths:
-        listed = path / "bench.json"
-        if listed.exists():
-            folders += [path.parent / name for name in json.loads(listed.read_text(encoding="utf-8"))["runs"]]
-        elif path.is_dir() and not (path / "run.json").exists():
-            folders += sorted(found.parent for found in path.glob("*/run.json"))
-        else:
-            folders.append(path)
-    return list(dict.fromkeys(folders))
+app.command()(commands_gate.gate)
+app.command()(commands_compare.compare)
+app.command()(commands_history.history)
 
 
 # ---- plan ------------------------------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +61,7 @@ class Recipe:
     non_speech: int = 0
     caveat: str = CAVEAT
     machine_cpu: float = 85.0  # per cent of one core
+    load: dict[str, Any] = field(default_factory=dict)
     speed: float = 1.0  # inf only marks the records as unpaced: their times stay those of a paced replay
 
 
@@ -156,7 +158,7 @@ def config(recipe: Recipe) -> store.RunConfig:
     return store.RunConfig(
         dataset="spoken-en", corpus_sha256=recipe.corpus, protocol=recipe.protocol, target="started", engine=recipe.engine,
         model=recipe.model, concurrency=recipe.concurrency, delay_ms=recipe.delay_ms, packet_ms=80, speed=recipe.speed, seed=recipe.seed,
-        normaliser=NORMALISER, caveat=recipe.caveat,
+        normaliser=NORMALISER, caveat=recipe.caveat, load=recipe.load,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from harness import cli
 from harness.bench import BenchError, Plan
+from harness.commands.folders import expand
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,9 +93,9 @@ def test_folders_of_benches_and_of_runs_stand_for_their_runs(tmp_path: Path) -> 
     bench = tmp_path / "x-bench"
     bench.mkdir()
     (bench / "bench.json").write_text(json.dumps({"runs": ["b-run", "a-run"]}))
-    assert cli._expand([bench]) == [tmp_path / "b-run", tmp_path / "a-run"]
-    assert cli._expand([tmp_path]) == [tmp_path / "a-run", tmp_path / "b-run", tmp_path / "c-run"]
-    assert cli._expand([tmp_path / "c-run", bench, tmp_path / "b-run"]) == [
+    assert expand([bench]) == [tmp_path / "b-run", tmp_path / "a-run"]
+    assert expand([tmp_path]) == [tmp_path / "a-run", tmp_path / "b-run", tmp_path / "c-run"]
+    assert expand([tmp_path / "c-run", bench, tmp_path / "b-run"]) == [
         tmp_path / name for name in ("c-run", "b-run", "a-run")
     ]
 

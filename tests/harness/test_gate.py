@@ -132,6 +132,7 @@ def test_words_in_silence_fail_as_hallucination_not_as_wer(made: Make) -> None:
         ({"delay_ms": 960}, "delay_ms is 480 in the baseline and 960 in the candidate"),
         ({"engine": "whisper"}, "engine is 'sphinx' in the baseline and 'whisper' in the candidate"),
         ({"protocol": "yap"}, "protocol is 'realtime' in the baseline and 'yap' in the candidate"),
+        ({"load": {"jitter_ms": 20.0}}, "load is '' in the baseline and 'jitter_ms=20.0' in the candidate"),
         ({"pacing_late": 0.01}, "is invalid: pacing lateness p99"),
         ({"complete": False}, "is incomplete"),
     ],
@@ -142,7 +143,11 @@ def test_what_cannot_be_compared_exits_2_and_names_the_reason(
     result = gate.compare(baseline, [made(**changes)])
     assert result.exit_code == 2
     assert said in result.sentence()
-    assert said in result.markdown()
+    assert said in gate.markdown(result)
+
+
+def test_the_same_load_from_more_processes_is_the_same(baseline: Mapping[str, Any], made: Make) -> None:
+    assert gate.compare(baseline, [made(noise_seed=2, load={"generators": 2})]).exit_code == 0
 
 
 def test_a_missing_candidate_cell_exits_2(made: Make) -> None:
@@ -200,12 +205,12 @@ def test_a_committed_baseline_is_small(baseline: Mapping[str, Any]) -> None:
 def test_table_and_markdown_say_verdict_change_and_power(baseline: Mapping[str, Any], made: Make) -> None:
     result = gate.compare(baseline, [made(noise_seed=2, substituted=0.22)])
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(result.table())
+    console.print(gate.table(result))
     shown = console.export_text()
     console.file.close()
     for part in ("REGRESSION: WER", "✗ worse", "realtime 480 ms ×8", "sees"):
         assert part in shown
-        assert part in result.markdown()
+        assert part in gate.markdown(result)
     assert all(judged.seen is not None for judged in result.judged)
 
 
