@@ -24,7 +24,7 @@ class Change(msgspec.Struct, frozen=True):
     at: int  # index of the first value at the new level
     earliest: int
     latest: int
-    before: float  # mean of the level before, from the change before this one on
+    before: float  # median of the level before, from the change before this one on
     after: float
     p_value: float  # before any correction for more series than one
 
@@ -36,8 +36,8 @@ def change_points(
 
     The stretch that differs most from the rest is looked for, so that a level that came and went again is seen as well. It counts
     if in at most ``significance`` of the orders that chance could have put the values into some stretch is as good; the parts
-    are then searched in turn, and ends that do not hold against their neighbours alone are dropped. A single odd value
-    makes no change, whatever its size: it is as odd in any order.
+    are then searched in turn, and ends that do not hold against their neighbours alone are dropped. Ranks stand for the values, so
+    that a run on a busy machine neither makes a change nor hides one.
 
     Raises:
         ValueError: more than `LONGEST_SERIES` values, or one that is not finite.
@@ -73,20 +73,25 @@ def _holding(series: Floats, cuts: list[int], significance: float, least: int, s
 
 
 def _change(series: Floats, start: int, at: int, stop: int, least: int, seed: int) -> Change:
-    piece = series[start:stop]
-    centred = piece - piece.mean()
-    ends = _Stretches(piece.size, least, only_cuts=True)
+    centred = _centred_ranks(series[start:stop])
+    ends = _Stretches(centred.size, least, only_cuts=True)
     between = ends.between(centred[None, :])[0]
     here = between[ends.until == at - start][0]
     p_value = _chance_of(here, centred, ends, 0.0, np.random.default_rng([seed, start, at, stop]))
     total = float((centred**2).sum())
     within = np.maximum(total - between, 1e-12 * total)
     best = max(total - here, 1e-12 * total)
-    near = ends.until[piece.size * np.log(within / best) <= _NEAR]
+    near = ends.until[centred.size * np.log(within / best) <= _NEAR]
     return Change(
-        at, start + int(near.min()), start + int(near.max()), float(series[start:at].mean()),
-        float(series[at:stop].mean()), p_value,
+        at, start + int(near.min()), start + int(near.max()), float(np.median(series[start:at])),
+        float(np.median(series[at:stop])), p_value,
     )  # fmt: skip
+
+
+def _centred_ranks(series: Floats) -> Floats:
+    from scipy.stats import rankdata
+
+    return np.asarray(rankdata(series), dtype=np.float64) - (series.size + 1) / 2
 
 
 def _stretch(series: Floats, significance: float, least: int, random: np.random.Generator) -> tuple[int, ...]:
@@ -94,8 +99,8 @@ def _stretch(series: Floats, significance: float, least: int, random: np.random.
     n = series.size
     if n < 2 * least:
         return ()
-    centred = series - series.mean()
-    if float((centred**2).sum()) <= 1e-24 * max(1.0, float(np.abs(series).max())) ** 2 * n:
+    centred = _centred_ranks(series)
+    if not centred.any():
         return ()
     stretches = _Stretches(n, least)
     between = stretches.between(centred[None, :])[0]
@@ -147,8 +152,7 @@ def _chance_of(
 def smallest_series(significance: float, least: int = LEAST_ON_A_SIDE) -> int:
     """How many values it takes at the least to show a change after which there are only ``least``, whatever its size."""
     n = 2 * least
-    while (n - least + 1) / math.comb(
-        n, least
-    ) > significance:  # orders that keep the new level together, wherever it lies
+    # As good are the orders that keep the new level together, wherever it lies, and those that keep as many of the other end together.
+    while 2 * (n - least + 1) / math.comb(n, least) > significance:
         n += 1
     return n
