@@ -507,7 +507,7 @@ def test_a_history_of_other_machines_and_delays_keeps_them_apart(tmp_path: Path)
 
 
 def test_a_change_within_the_tolerance_is_not_told_and_few_runs_say_so() -> None:
-    rows = gate.as_rows([told_of(n, f"2030-01-{n:02d}", "c", shift=0.02 if n > 12 else 0.0) for n in range(1, 25)])
+    rows = gate.as_rows([told_of(n, f"2030-01-{n:02d}", "c", shift=0.03 if n > 12 else 0.0) for n in range(1, 25)])
     found = {one.metric: one for one in gate.since_when(rows)}
     assert found["word_p50"].levels == []
     strict = {one.metric: one for one in gate.since_when(rows, NONE_ALLOWED)}
