@@ -17,7 +17,7 @@ from harness.gate.tolerances import (
     as_toml,
     read_tolerances,
 )
-from harness.gate.verdicts import GateResult, Judged, Verdict, compare, compare_runs, could_have_seen, judge
+from harness.gate.verdicts import GateResult, Judged, Verdict, compare, compare_runs, could_have_seen, decide, judge
 
 __all__ = [
     "COMMON_GROUND",
@@ -45,6 +45,7 @@ __all__ = [
     "compare",
     "compare_runs",
     "could_have_seen",
+    "decide",
     "github",
     "judge",
     "junit",

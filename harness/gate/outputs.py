@@ -118,7 +118,7 @@ def _markdown_table(judged: list[Judged]) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    for character in "\\|<*_`[":
+    for character in "\\|<*`[":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())
 

@@ -101,9 +101,7 @@ class GateResult:
         if self.refused:
             return self.sentence()
         parts = [
-            f"{verdict}: {_told(found)}"
-            for verdict in (Verdict.WORSE, Verdict.BETTER)
-            if (found := self.of(verdict))
+            f"{verdict}: {_told(found)}" for verdict in (Verdict.WORSE, Verdict.BETTER) if (found := self.of(verdict))
         ]
         rest = len(self.of(Verdict.CANNOT_TELL))
         return "; ".join([*(f"B is {part}" for part in parts), f"{rest} of {len(self.judged)} metrics: cannot tell"])
@@ -155,10 +153,6 @@ def judge(
         made = [test for pair in pairs for test in tests(pair, allowed, bootstrap)]
     except GateError as error:
         return GateResult(refused=[str(error)])
-    # Failures are counted, not tested: they take no part in the correction.
-    corrected = iter(statistics.holm([test.p for test in made if test.metric != "errors"]))
-    adjusted = [test.p if test.metric == "errors" else next(corrected) for test in made]
-    count = sum(test.metric != "errors" for test in made)
     notes = [*differences(pairs), *(note for pair in pairs for note in untested(pair))]
     for left, what in (
         (len(baselines) - len({id(old) for old, _ in pairs}), "cells of the baseline have no counterpart"),
@@ -167,10 +161,19 @@ def judge(
         if left > 0:
             notes.append(f"{left} {what} and were left out")
     return GateResult(
-        judged=[_judged(test, p, count) for test, p in zip(made, adjusted, strict=True)],
+        judged=decide(made),
         notes=list(dict.fromkeys(notes)),
         caveats=list(dict.fromkeys(cell.caveat for _, cell in pairs if cell.caveat)),
     )
+
+
+def decide(made: Sequence[Test]) -> list[Judged]:
+    """The verdict of each test, given all those that were made with it."""
+    # Failures are counted, not tested: they take no part in the correction.
+    corrected = iter(statistics.holm([test.p for test in made if test.metric != "errors"]))
+    adjusted = [test.p if test.metric == "errors" else next(corrected) for test in made]
+    count = sum(test.metric != "errors" for test in made)
+    return [_judged(test, p, count) for test, p in zip(made, adjusted, strict=True)]
 
 
 def _judged(test: Test, adjusted: float, tests: int) -> Judged:

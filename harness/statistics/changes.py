@@ -24,7 +24,7 @@ class Change(msgspec.Struct, frozen=True):
     at: int  # index of the first value at the new level
     earliest: int
     latest: int
-    before: float  # mean of the level before, from the change before this one on
+    before: float  # median of the level before, from the change before this one on
     after: float
     p_value: float  # before any correction for more series than one
 
@@ -36,17 +36,18 @@ def change_points(
 
     The stretch that differs most from the rest is looked for, so that a level that came and went again is seen as well. It counts
     if in at most ``significance`` of the orders that chance could have put the values into some stretch is as good; the parts
-    are then searched in turn, and ends that do not hold against their neighbours alone are dropped. A single odd value
-    makes no change, whatever its size: it is as odd in any order.
+    are then searched in turn, and ends that do not hold against their neighbours alone are dropped. Single odd values are
+    drawn in first, so that one run on a busy machine neither makes a change nor hides one.
 
     Raises:
         ValueError: more than `LONGEST_SERIES` values, or one that is not finite.
     """
-    series = np.asarray(values, dtype=np.float64)
-    if series.size > LONGEST_SERIES:
-        raise ValueError(f"{series.size} values; change points are searched in {LONGEST_SERIES} at most")
-    if not np.isfinite(series).all():
+    given = np.asarray(values, dtype=np.float64)
+    if given.size > LONGEST_SERIES:
+        raise ValueError(f"{given.size} values; change points are searched in {LONGEST_SERIES} at most")
+    if not np.isfinite(given).all():
         raise ValueError("values must be finite")
+    series = _tamed(given)
     cuts: set[int] = set()
     waiting = [(0, series.size)]
     while waiting:
@@ -55,7 +56,27 @@ def change_points(
         inner = {begin + edge for edge in found if 0 < edge < end - begin}
         cuts |= inner
         waiting += pairwise(sorted({begin, end, *inner})) if inner else []
-    return _holding(series, sorted(cuts), significance, least, seed)
+    return _holding(series, _refined(series, sorted(cuts), least), significance, least, seed)
+
+
+def _refined(series: Floats, cuts: list[int], least: int) -> list[int]:
+    """Each cut where the distances from the medians on its two sides are least."""
+    for place in range(len(cuts)):
+        edges = [0, *cuts, series.size]
+        start, stop = edges[place], edges[place + 2]
+        costs = _distances(series[start:stop], least)
+        cuts = [*cuts[:place], start + least + int(costs.argmin()), *cuts[place + 1 :]]
+    return cuts
+
+
+def _distances(piece: Floats, least: int) -> Floats:
+    """For each cut that leaves ``least`` values on both sides: the sum of distances from the median of their side."""
+    return np.array(
+        [
+            float(np.abs(side[0] - np.median(side[0])).sum() + np.abs(side[1] - np.median(side[1])).sum())
+            for side in (np.split(piece, [at]) for at in range(least, piece.size - least + 1))
+        ]
+    )
 
 
 def _holding(series: Floats, cuts: list[int], significance: float, least: int, seed: int) -> list[Change]:
@@ -73,20 +94,32 @@ def _holding(series: Floats, cuts: list[int], significance: float, least: int, s
 
 
 def _change(series: Floats, start: int, at: int, stop: int, least: int, seed: int) -> Change:
-    piece = series[start:stop]
-    centred = piece - piece.mean()
-    ends = _Stretches(piece.size, least, only_cuts=True)
+    centred = series[start:stop] - series[start:stop].mean()
+    ends = _Stretches(centred.size, least, only_cuts=True)
     between = ends.between(centred[None, :])[0]
     here = between[ends.until == at - start][0]
     p_value = _chance_of(here, centred, ends, 0.0, np.random.default_rng([seed, start, at, stop]))
-    total = float((centred**2).sum())
-    within = np.maximum(total - between, 1e-12 * total)
-    best = max(total - here, 1e-12 * total)
-    near = ends.until[piece.size * np.log(within / best) <= _NEAR]
+    costs = np.maximum(_distances(series[start:stop], least), 1e-12)
+    # Twice the log likelihood of distances that are exponential (Laplace), less that of the best place.
+    near = least + np.flatnonzero(2 * centred.size * np.log(costs / costs.min()) <= _NEAR)
+    near = np.append(near, at - start)
     return Change(
-        at, start + int(near.min()), start + int(near.max()), float(series[start:at].mean()),
-        float(series[at:stop].mean()), p_value,
+        at, start + int(near.min()), start + int(near.max()), float(np.median(series[start:at])),
+        float(np.median(series[at:stop])), p_value,
     )  # fmt: skip
+
+
+def _tamed(series: Floats) -> Floats:
+    """The series with odd values drawn in to three standard deviations from the median of the five around them (Hampel's filter).
+
+    The deviation is that of successive differences, which a new level widens in one place only.
+    """
+    if series.size < 5:
+        return series
+    deviation = float(np.median(np.abs(np.diff(series)))) / 0.6745 / math.sqrt(2)
+    around = np.median(np.lib.stride_tricks.sliding_window_view(np.pad(series, 2, mode="reflect"), 5), axis=1)
+    tamed: Floats = np.clip(series, around - 3 * deviation, around + 3 * deviation)
+    return tamed
 
 
 def _stretch(series: Floats, significance: float, least: int, random: np.random.Generator) -> tuple[int, ...]:
@@ -147,8 +180,7 @@ def _chance_of(
 def smallest_series(significance: float, least: int = LEAST_ON_A_SIDE) -> int:
     """How many values it takes at the least to show a change after which there are only ``least``, whatever its size."""
     n = 2 * least
-    while (n - least + 1) / math.comb(
-        n, least
-    ) > significance:  # orders that keep the new level together, wherever it lies
+    # As good are the orders that keep the new level together, at either end or with enough values on both sides.
+    while (2 + max(0, n - 3 * least + 1)) / math.comb(n, least) > significance:
         n += 1
     return n

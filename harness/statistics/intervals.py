@@ -17,7 +17,8 @@ CONFIDENCE = 0.95
 POWER = 0.8
 UNITS_LIMIT = 1000  # blocks beyond this many are dealt into groups, so that cost and memory stay bounded
 FEW_BLOCKS = 20  # below, intervals over blocks are too narrow whatever the method
-_GRID = 1024
+_GRID = 4096
+_TOLD_BY_DRAWS = 5  # draws beyond a point, below which their share says little
 _TAIL = (1 - CONFIDENCE) / 2
 _NORMAL = NormalDist()
 
@@ -140,17 +141,19 @@ class Bootstrap:
 
 @dataclass(frozen=True, slots=True)
 class Resampled:
-    """A figure with its bootstrap draws, read by the accelerated bias-corrected method (BCa; Efron, 1987).
+    """A figure with its bootstrap draws, and the standard error of it and of each draw where they are known.
 
-    Draws alone are too narrow by the spread of their own standard error and lean where the figure is skewed: error rates near 0 are.
-    So their quantiles are moved by bias and skew, and taken as far out as Student's t for so many blocks asks for (Hesterberg, 2015).
+    Draws alone are too narrow: they lack the uncertainty of their own spread, and lean where the figure is skewed, as
+    error rates near 0 are. With standard errors they are read as draws of (figure - truth) / error, which makes up for both (the
+    studentised bootstrap; Efron & Tibshirani, 1993, 12.5). Without, their quantiles are taken as far out as Student's t for so many
+    blocks asks for (Hesterberg, 2015).
     """
 
     value: float
     draws: Floats
-    without_each: Floats  # the figure over all blocks but one
     blocks: int
-    unbiased: bool = False  # take the draws as they lie, without moving them
+    error: float | None = None
+    errors: Floats | None = None
 
     @property
     def spread(self) -> float:
@@ -158,27 +161,44 @@ class Resampled:
 
     def interval(self) -> tuple[float, float]:
         """The 95 % interval."""
-        from scipy.stats import t
-
         if not self._varied:
             return self.value, self.value
-        reach = float(t.ppf(1 - _TAIL, self.blocks - 1)) * self._widening
-        bias, skew = self._bias_and_skew()
-        levels = [_NORMAL.cdf(bias + (bias + z) / max(1e-3, 1 - skew * (bias + z))) for z in (-reach, reach)]
-        low, high = np.quantile(self.draws, levels)
+        ratios = self._studentised()
+        if self.error is not None and ratios is not None:
+            low, high = np.quantile(ratios, [_TAIL, 1 - _TAIL])
+            return float(self.value - high * self.error), float(self.value - low * self.error)
+        share = _NORMAL.cdf(-student_t(self.blocks - 1) * self._widening)
+        low, high = np.quantile(self.draws, [share, 1 - share])
         return float(low), float(high)
 
     def p_value(self) -> float:
-        """Two-sided, of no difference: the level at which the interval would end at 0."""
+        """Two-sided, of no difference: the level at which the interval would end at 0.
+
+        Few draws lie in the tail, and none beyond their number. There it is taken to be normal, as wide as the draws on that side are.
+        """
         from scipy.stats import t
 
-        least = 2 / (self.draws.size + 1)  # draws cannot show a p below their own resolution
         if not self._varied:
-            return least if self.value else 1.0
-        bias, skew = self._bias_and_skew()
-        y = _NORMAL.inv_cdf(self._share_below(0.0)) - bias
-        z = y / max(1e-3, 1 + skew * y) - bias
-        return max(least, min(1.0, 2 * float(t.sf(abs(z) / self._widening, self.blocks - 1))))
+            return 2 / (self.draws.size + 1) if self.value else 1.0
+        ratios = self._studentised()
+        studentised = self.error is not None and ratios is not None
+        if ratios is not None and self.error is not None:
+            statistic, drawn = self.value / self.error, ratios
+        else:
+            statistic, drawn = self.value, self.value - self.draws
+        if statistic < 0:
+            statistic, drawn = -statistic, -drawn
+        share = float(np.mean(drawn >= statistic))
+        resolved = _TOLD_BY_DRAWS / drawn.size
+        if share < resolved:
+            reach = float(np.quantile(drawn, 1 - _TAIL))
+            share = (
+                min(resolved, _NORMAL.cdf(-_NORMAL.inv_cdf(1 - _TAIL) * statistic / reach)) if reach > 0 else resolved
+            )
+        if studentised:
+            return min(1.0, max(2 * share, 1e-12))
+        z = -_NORMAL.inv_cdf(min(0.5, max(share, 1e-12)))
+        return 2 * float(t.sf(z / self._widening, self.blocks - 1))
 
     @property
     def _varied(self) -> bool:
@@ -188,18 +208,23 @@ class Resampled:
     def _widening(self) -> float:
         return math.sqrt(self.blocks / (self.blocks - 1))
 
-    def _share_below(self, level: float) -> float:
-        share = float(np.mean(self.draws < level) + np.mean(self.draws == level) / 2)
-        edge = 1 / (self.draws.size + 1)
-        return min(max(share, edge), 1 - edge)
+    def _studentised(self) -> Floats | None:
+        """``None`` where errors are not known, or too many draws have none: those of very few errors are of blocks without any."""
+        if self.error is None or self.errors is None or self.error <= 0:
+            return None
+        sound = self.errors > 1e-9 * self.error
+        if np.count_nonzero(sound) < 0.995 * sound.size:
+            return None
+        ratios: Floats = (self.draws[sound] - self.value) / self.errors[sound]
+        return ratios
 
-    def _bias_and_skew(self) -> tuple[float, float]:
-        if self.unbiased:
-            return 0.0, 0.0
-        influence = self.without_each.mean() - self.without_each
-        squares = float((influence**2).sum())
-        skew = float((influence**3).sum()) / (6 * squares**1.5) if squares else 0.0
-        return _NORMAL.inv_cdf(self._share_below(self.value)), skew
+
+@lru_cache(maxsize=4096)
+def student_t(degrees: float) -> float:
+    """The two-sided 95 % point of Student's t."""
+    from scipy.stats import t
+
+    return float(t.ppf(1 - _TAIL, degrees))
 
 
 def ratio_of_sums(
@@ -227,13 +252,24 @@ def resampled_ratio(
     of, units = bootstrap.units(blocks)
     by_unit = np.zeros((units, 2))
     np.add.at(by_unit, of, columns)
-    total = by_unit.sum(axis=0)
-    sums = bootstrap.weights(units).astype(np.float64) @ by_unit
-    sums = sums[sums[:, 1] > 0]
-    others = total - by_unit
-    others = others[others[:, 1] > 0]
-    value = float(total[0] / total[1])
-    return Resampled(value, sums[:, 0] / sums[:, 1], others[:, 0] / others[:, 1], units)
+    weights = bootstrap.weights(units).astype(np.float64)
+    sums = weights @ by_unit
+    sound = sums[:, 1] > 0
+    weights, sums = weights[sound], sums[sound]
+    draws = sums[:, 0] / sums[:, 1]
+    value = float(by_unit[:, 0].sum() / by_unit[:, 1].sum())
+    # The variance of a ratio by linearisation: the sum of squared residuals, here opened up so that all draws go in one product.
+    squares = weights @ np.column_stack([by_unit[:, 0] ** 2, by_unit[:, 0] * by_unit[:, 1], by_unit[:, 1] ** 2])
+    residuals = squares[:, 0] - 2 * draws * squares[:, 1] + draws**2 * squares[:, 2]
+    own = float(((by_unit[:, 0] - value * by_unit[:, 1]) ** 2).sum())
+    grown = units / (units - 1)
+    return Resampled(
+        value,
+        draws,
+        units,
+        math.sqrt(grown * own) / float(by_unit[:, 1].sum()),
+        np.sqrt(grown * np.maximum(residuals, 0.0)) / sums[:, 1],
+    )
 
 
 SHARES = (0.5, 0.9, 0.95, 0.99)
@@ -301,24 +337,31 @@ def _independent_values(ordered: _Ordered, share: float) -> float:
 
     All values over the design effect: the variance of the share of values below a point, taken between blocks, over that of
     independent values. In the tail a few blocks decide, and when they are missing so are quantile and variance. So the larger of
-    the effect at the quantile and its mean over the tail from there is taken, and a t with so many blocks is allowed for.
+    the effect at the quantile and its mean over the tail from there is taken, and a t with as many degrees of freedom as the
+    variance over these blocks is worth (Satterthwaite) is allowed for.
     """
-    from scipy.stats import t
-
     values, blocks = ordered.values, ordered.blocks
     sizes = np.bincount(ordered.block, minlength=blocks)
 
-    def effect(level: float) -> float:
+    def excess(level: float) -> Floats:
         below = int(np.searchsorted(values, np.quantile(values, level), side="right"))
-        excess = np.bincount(ordered.block[:below], minlength=blocks) - level * sizes
-        return blocks / (blocks - 1) * float((excess**2).sum()) / (values.size * level * (1 - level))
+        found: Floats = np.bincount(ordered.block[:below], minlength=blocks) - level * sizes
+        return found
+
+    def effect(level: float) -> float:
+        squares = float((excess(level) ** 2).sum())
+        return blocks / (blocks - 1) * squares / (values.size * level * (1 - level))
 
     around = effect(share)
     if share > 0.5:
         inward, outward = 2 * share - 1, min((1 + share) / 2, 1 - 1 / blocks)
         levels = np.linspace(inward, max(inward, outward), 9)
         around = max(around, float(np.mean([effect(float(level)) for level in levels if 0 < level < 1])))
-    fewer = (_NORMAL.inv_cdf(1 - _TAIL) / float(t.ppf(1 - _TAIL, blocks - 1))) ** 2
+    squares = excess(share) ** 2
+    second, fourth = float(squares.sum()), float((squares**2).sum())
+    scatter = fourth - second**2 / blocks
+    degrees = min(max(2 * second**2 / scatter, 3.0), blocks - 1.0) if scatter > 0 else blocks - 1.0
+    fewer = (_NORMAL.inv_cdf(1 - _TAIL) / student_t(round(degrees, 1))) ** 2
     return min(values.size / max(around, 1e-9) * fewer, float(values.size))
 
 
@@ -342,11 +385,15 @@ def harrell_davis(values: ArrayLike, share: float, weights: NDArray[np.float32] 
     order = np.argsort(found, kind="stable")
     ordered, n = found[order], found.size
     drawn = np.ones((1, n), dtype=np.float32) if weights is None else weights[:, order]
-    reached = np.cumsum(drawn, axis=1, dtype=np.float64)
-    reached /= reached[:, -1:]
-    steps = np.linspace(0, 1, n * math.ceil(_GRID / n) + 1)  # exact where each value is a unit of its own
-    mass = np.interp(reached, steps, betainc((n + 1) * share, (n + 1) * (1 - share), steps))
-    result: Floats = np.diff(mass, axis=1, prepend=0.0) @ ordered
+    reached = np.cumsum(drawn, axis=1)
+    steps = n * math.ceil(_GRID / n)  # a whole number per value: exact where each is a unit of its own
+    mass = betainc((n + 1) * share, (n + 1) * (1 - share), np.linspace(0, 1, steps + 1))
+    total = reached[:, -1:]
+    # Values far from the quantile have no weight in any draw: most of them, and most of the work.
+    least = (np.searchsorted(mass, 1e-12) - 1) / steps
+    begin = int(np.searchsorted((reached / total).max(axis=0), least)) if weights is not None else 0
+    places = np.rint(reached[:, begin:] * (steps / total)).astype(np.intp)
+    result: Floats = np.diff(mass[places], axis=1, prepend=0.0) @ ordered[begin:]
     return result
 
 

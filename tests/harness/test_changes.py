@@ -16,13 +16,14 @@ def test_a_new_level_is_found_where_it_begins() -> None:
     random = np.random.default_rng(1)
     found = change_points([*random.normal(0.5, 0.01, 20), *random.normal(0.6, 0.01, 8)])
     assert [change.at for change in found] == [20]
-    assert (found[0].before, found[0].after) == (pytest.approx(0.5, abs=0.01), pytest.approx(0.6, abs=0.01))
+    assert found[0].before == pytest.approx(0.5, abs=0.01)
+    assert found[0].after == pytest.approx(0.6, abs=0.01)
     assert found[0].earliest <= 20 <= found[0].latest
 
 
 def test_a_level_that_came_and_went_is_two_changes() -> None:
     random = np.random.default_rng(2)
-    series = [*random.normal(0, 1, 20), *random.normal(5, 1, 6), *random.normal(0, 1, 20)]
+    series = [*random.normal(0, 1, 20), *random.normal(9, 1, 6), *random.normal(0, 1, 20)]
     assert [change.at for change in change_points(series)] == [20, 26]
 
 
@@ -55,11 +56,13 @@ def test_what_cannot_be_searched_is_refused() -> None:
 
 
 def test_the_shortest_series_that_can_tell() -> None:
-    # A cut before the last 3 of 12: 220 choices of 3, 10 of them side by side: 4.5 %. Of 11 it would be 9 in 165, 5.5 %.
-    assert smallest_series(0.05, 3) == 12
-    series = [0.0, 0.1] * 4 + [9.0, 9.1, 9.05]
-    assert change_points(series[:5] + series[8:]) == []  # 8 values: 6 of 56
-    assert [change.at for change in change_points([0.0, 0.05, 0.1, *series])] == [11]  # 14 values: 12 of 364
+    # As good as "the 3 largest last" are the 3 largest first, or in one of the places that leave 3 on both sides: of 8 values
+    # that is 2 of 56 choices, 3.6 %, of 7 it is 2 of 35, 5.7 %. Of 23 it is 17 of 1771, 0.96 %, of 22 16 of 1540, 1.04 %.
+    assert smallest_series(0.05, 3) == 8
+    assert smallest_series(0.01, 3) == 23
+    series = [0.01 * (7 * k % 13) for k in range(13)] + [9.0, 9.1, 9.05]
+    assert change_points(series[-7:]) == []
+    assert [change.at for change in change_points(series)] == [13]
 
 
 @settings(max_examples=40, deadline=None)

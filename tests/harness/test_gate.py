@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import msgspec
 import numpy as np
@@ -294,3 +296,235 @@ def test_a_larger_tolerance_never_turns_a_pass_into_a_failure(seed: int, allowed
     strict = gate.judge([a], [b], NONE_ALLOWED, resamples=200)
     lenient = gate.judge([a], [b], {name: Tolerance(allowed) for name in NONE_ALLOWED}, resamples=200)
     assert lenient.exit_code <= strict.exit_code
+
+
+# What the packages around it do: outputs, tolerance files, calibration, comparison, history.
+
+
+@pytest.fixture(scope="module")
+def regression(baseline: Mapping[str, Any], made: Make) -> gate.GateResult:
+    return gate.compare(baseline, [made(noise_seed=2, substituted=0.22, failing=1)])
+
+
+def test_junit_has_a_case_per_metric_and_a_failure_per_regression(regression: gate.GateResult) -> None:
+    root = ElementTree.fromstring(gate.junit(regression))
+    cases = root.findall("testsuite/testcase")
+    assert len(cases) == len(regression.judged)
+    assert {case.get("name") for case in cases if case.find("failure") is not None} == {"wer", "errors"}
+    suite = root.find("testsuite")
+    assert suite is not None
+    assert (suite.get("tests"), suite.get("failures")) == (str(len(cases)), "2")
+
+
+def test_junit_of_a_refusal_is_an_error(baseline: Mapping[str, Any], made: Make) -> None:
+    refused = gate.compare(baseline, [made(concurrency=4)])
+    root = ElementTree.fromstring(gate.junit(refused))
+    error = root.find("testsuite/testcase/error")
+    assert error is not None
+    assert "concurrency" in (error.get("message") or "")
+
+
+@given(st.text(max_size=30))
+def test_junit_is_xml_whatever_the_reason_holds(reason: str) -> None:
+    root = ElementTree.fromstring(gate.junit(gate.GateResult(refused=[reason])))
+    assert root.find("testsuite/testcase/error") is not None
+
+
+def test_github_gets_an_error_per_regression_and_nothing_that_breaks_a_line(regression: gate.GateResult) -> None:
+    lines = gate.github(regression).splitlines()
+    assert [line.split(" ")[0] for line in lines if line.startswith("::error")] == ["::error", "::error"]
+    assert all(line.startswith("::") for line in lines)
+    hostile = gate.github(gate.GateResult(refused=["100 %\n::error::second"])).splitlines()
+    assert hostile == ["::error title=Gate%3A cannot compare::100 %25%0A::error::second"]
+
+
+def test_benchmark_entries_are_smaller_is_better(regression: gate.GateResult) -> None:
+    entries = json.loads(gate.benchmark(regression))
+    wer = next(entry for entry in entries if entry["name"].endswith("WER"))
+    judged = next(one for one in regression.judged if one.test.metric == "wer")
+    assert (wer["unit"], wer["value"]) == ("%", pytest.approx(100 * (judged.test.candidate or 0.0), abs=1e-5))
+    assert {"name", "unit", "value"} <= set(wer)
+
+
+def test_markdown_shows_what_decides_and_folds_the_rest(regression: gate.GateResult) -> None:
+    shown, _, folded = gate.markdown(regression).partition("<details>")
+    assert "✗ worse" in shown
+    assert "cannot tell" not in shown.split("\n\n")[-2]
+    assert "time to final" in folded
+    assert "✗" not in folded
+
+
+def test_the_summary_holds_only_what_json_can(regression: gate.GateResult) -> None:
+    told = json.loads(json.dumps(gate.summary(regression), allow_nan=False))
+    assert (told["exit"], told["verdict"]) == (1, "worse")
+    assert {one["metric"] for one in told["metrics"] if one["verdict"] == "worse"} == {"wer", "errors"}
+
+
+def test_stalls_and_lost_tails_and_flicker_are_gated() -> None:
+    cell = synthetic(seed=1)
+    nothing = [0.0] * 80
+    quiet = msgspec.structs.replace(
+        cell, events=dict.fromkeys(("stalls", "lost_tail_words", "dropped_seconds", "unstable_words"), nothing)
+    )
+    for name, metric in (
+        ("stalls", "stalls_per_minute"),
+        ("lost_tail_words", "lost_tail_words"),
+        ("unstable_words", "unstable_words"),
+        ("dropped_seconds", "dropped"),
+    ):
+        worse = msgspec.structs.replace(
+            quiet, events={**quiet.events, name: [3.0 if i % 4 == 0 else 0.0 for i in range(80)]}
+        )
+        result = gate.judge([quiet], [worse], resamples=1000)
+        assert [one.test.metric for one in result.of(Verdict.WORSE)] == [metric]
+        assert gate.judge([worse], [quiet], resamples=1000).verdict is Verdict.BETTER
+    assert all("stalls" not in one.test.metric for one in gate.judge([quiet], [quiet], resamples=200).judged)
+
+
+def test_an_older_baseline_without_them_says_so(made: Make) -> None:
+    kept = gate.save([made()])
+    for cell in kept["cells"]:
+        del cell["events"]
+    result = gate.compare(kept, [made(noise_seed=2)])
+    assert result.exit_code == 0
+    assert any("stalls, lost tail words" in note for note in result.notes)
+
+
+def test_runs_that_agree_to_the_word_do_not_claim_to_see_everything() -> None:
+    """Nothing differs, so there is no spread; but 1500 words cannot show a change of one error, whatever the tolerance."""
+    cell = synthetic(seed=1)
+    wer = next(
+        one for one in gate.judge([cell], [cell], NONE_ALLOWED, resamples=500).judged if one.test.metric == "wer"
+    )
+    assert wer.seen is not None
+    assert (
+        wer.seen * sum(cell.reference) > 8
+    )  # about eleven errors, for nine signs of one kind at Holm's strictest step
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[tolerances.wre]\nabsolute = 0.1", "no metric 'wre'"),
+        ("[tolerances.wer]\nabsolute = -0.1", "wer.absolute = -0.1 must be 0 or more"),
+        ("[tolerances.wer]\nabsolute = nan", "must be 0 or more"),
+        ("[tolerances.wer]\nabsolut = 0.1", "absolut"),
+        ("[tolerances.wer]\nabsolute = '1 %'", "absolute"),
+        ("tolerances =", "is not one"),
+    ],
+)
+def test_a_tolerance_file_that_makes_no_sense_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "tolerances.toml"
+    path.write_text(text)
+    with pytest.raises(gate.GateError, match=re.escape(said)):
+        gate.read_tolerances(path)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(gate.METRICS)),
+        st.builds(Tolerance, st.floats(0, 1e6), st.floats(0, 10)),
+    ),
+    st.text(max_size=20),
+)
+def test_a_tolerance_file_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, tolerances: dict[str, Tolerance], machine: str
+) -> None:
+    path = tmp_path_factory.mktemp("tolerances") / "t.toml"
+    file = gate.ToleranceFile(gate.Testbed(machine=machine), tolerances)
+    path.write_bytes(gate.as_toml(file).encode())
+    assert gate.read_tolerances(path) == file
+
+
+def test_calibration_allows_what_runs_of_one_build_differ_by() -> None:
+    cells = [
+        synthetic(seed=n, shift=0.1 * (n % 2)) for n in range(4)
+    ]  # every second run 100 ms later, as on a machine with a neighbour
+    found = gate.propose(cells)
+    proposed = {one.metric: one for one in found.proposals}
+    assert (found.runs, found.cells, found.pairs) == (4, 1, 6)
+    assert found.alarms > 0
+    assert found.alarms_left == 0
+    for name in ("first_token", "word_p50", "word_p95", "time_to_final"):
+        assert proposed[name].largest == pytest.approx(0.1, abs=0.03)
+        assert proposed[name].absolute > 0.1
+    allowed = {one.metric: Tolerance(one.absolute) for one in found.proposals}
+    assert (
+        gate.judge([cells[0]], [synthetic(seed=9, shift=1.0)], allowed, resamples=500).exit_code == 1
+    )  # it still can fail
+
+
+def test_calibration_needs_repetitions() -> None:
+    with pytest.raises(gate.GateError, match="2 runs of realtime 480 ms ×8"):
+        gate.propose([synthetic(1), synthetic(2)])
+
+
+def test_any_two_runs_on_one_corpus_can_be_compared_and_the_difference_is_told(made: Make) -> None:
+    slow, fast = gate.read([made(delay_ms=960)], "run")[0], gate.read([made()], "run")[0]
+    result = gate.compare_runs(slow, fast)
+    assert verdict_of(result, "word_p50") is Verdict.BETTER
+    assert "delay_ms differs: 960 before, 480 now" in result.notes
+    assert "B is better" in result.changes()
+
+
+def test_benches_over_several_delays_pair_by_delay(made: Make) -> None:
+    ones = gate.read([made(), made(delay_ms=960)], "run")[0]
+    others = gate.read([made(protocol="yap", delay_ms=960), made(protocol="yap")], "run")[0]
+    result = gate.compare_runs(ones, others)
+    assert list(dict.fromkeys(one.test.cell for one in result.judged)) == ["realtime 480 ms ×8", "realtime 960 ms ×8"]
+    assert any("protocol differs" in note for note in result.notes)
+
+
+def test_what_has_no_common_ground_is_refused_by_compare_too(made: Make) -> None:
+    result = gate.compare_runs(gate.read([made()], "run")[0], gate.read([made(corpus="d" * 64)], "run")[0])
+    assert result.exit_code == 2
+    assert "corpus_sha256" in result.sentence()
+
+
+def told_of(seed: int, created: str, commit: str, shift: float = 0.0) -> CellRecord:
+    return msgspec.structs.replace(synthetic(seed, shift=shift), run=f"run-{created}", created=created, commit=commit)
+
+
+def test_the_history_says_since_which_commit_words_are_late(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "history.parquet"
+    days = [f"2030-01-{day:02d}T00:00:00+00:00" for day in range(1, 27)]
+    cells = [told_of(n, day, f"c{n:02d}", shift=0.2 if n >= 18 else 0.0) for n, day in enumerate(days)]
+    assert gate.appended(path, cells[:20]) == (20, 20)
+    assert gate.appended(path, cells[15:]) == (6, 26)  # what is there already is not added twice
+    series = {one.metric: one for one in gate.since_when(gate.read_history(path))}
+    late = series["word_p50"]
+    assert [(level.before, level.since, level.worse) for level in late.levels] == [("c17", "c18", True)]
+    assert late.levels[0].change.after - late.levels[0].change.before == pytest.approx(0.2, abs=0.03)
+    assert len(late.values) == 26
+    assert series["wer"].levels == []
+
+
+def test_a_history_of_other_machines_and_delays_keeps_them_apart(tmp_path: Path) -> None:
+    path = tmp_path / "history.parquet"
+    here = [told_of(n, f"2030-01-{n:02d}", "c") for n in range(1, 13)]
+    there = [
+        msgspec.structs.replace(told_of(n, f"2030-02-{n:02d}", "c", shift=0.5), machine="other") for n in range(1, 13)
+    ]
+    gate.appended(path, here + there)
+    found = gate.since_when(gate.read_history(path))
+    assert {(one.machine, len(one.values)) for one in found} == {("", 12), ("other", 12)}
+    assert not any(one.levels for one in found)
+
+
+def test_a_change_within_the_tolerance_is_not_told_and_few_runs_say_so() -> None:
+    rows = gate.as_rows([told_of(n, f"2030-01-{n:02d}", "c", shift=0.03 if n > 12 else 0.0) for n in range(1, 25)])
+    found = {one.metric: one for one in gate.since_when(rows)}
+    assert found["word_p50"].levels == []
+    strict = {one.metric: one for one in gate.since_when(rows, NONE_ALLOWED)}
+    assert [level.change.at for level in strict["word_p50"].levels] == [12]
+    few = gate.since_when([row for row in rows if row["created"] < "2030-01-08"])
+    assert all(one.too_short for one in few)
+
+
+def test_figures_of_the_history_are_those_of_the_gate(made: Make) -> None:
+    cell = gate.read([made()], "run")[0][0]
+    rows = {row["metric"]: row["value"] for row in gate.as_rows([cell])}
+    result = gate.judge([cell], [cell], resamples=200)
+    assert len(result.judged) >= 7
+    for judged in result.judged:
+        assert rows[judged.test.metric] == pytest.approx(judged.test.baseline)

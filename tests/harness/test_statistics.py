@@ -76,7 +76,7 @@ def test_nothing_to_divide_by_is_none() -> None:
     assert ratio_of_sums([3], [0], ["a"], Bootstrap(1)).value is None
 
 
-def test_ratio_interval_agrees_with_scipy() -> None:
+def test_ratio_interval_is_near_scipys_bca() -> None:
     random = np.random.default_rng(7)
     words = random.integers(5, 30, 60)
     errors = random.binomial(words, 0.2)
@@ -86,13 +86,15 @@ def test_ratio_interval_agrees_with_scipy() -> None:
         lambda e, w, axis: e.sum(axis=axis) / w.sum(axis=axis),
         paired=True,
         vectorized=True,
-        method="percentile",
+        method="BCa",
         n_resamples=10_000,
         rng=np.random.default_rng(2),
     ).confidence_interval
     width = theirs.high - theirs.low
-    assert ours.low == pytest.approx(theirs.low, abs=0.05 * width)  # two bootstraps differ by their own chance
-    assert ours.high == pytest.approx(theirs.high, abs=0.05 * width)
+    assert ours.low == pytest.approx(
+        theirs.low, abs=0.1 * width
+    )  # both right to second order, and each with its own chance
+    assert ours.high == pytest.approx(theirs.high, abs=0.1 * width)
     assert ours.note == ""
 
 
@@ -172,12 +174,13 @@ def test_pooled_interval_is_about_that_of_a_plain_bootstrap() -> None:
         drawn = np.concatenate([groups[k] for k in random.integers(0, 100, 100)])
         medians.append(np.quantile(drawn, 0.5))
         tails.append(np.quantile(drawn, 0.95))
-    for estimate, plain in ((found.p50, medians), (found.p95, tails)):
-        low, high = np.quantile(
-            plain, [0.025, 0.975]
-        )  # in the tail it covers less than 95 %: ours may be wider, by a fifth
-        assert estimate.low == pytest.approx(low, abs=0.2 * (high - low))
-        assert estimate.high == pytest.approx(high, abs=0.2 * (high - low))
+    # In the tail a plain bootstrap covers less than 95 %, mostly by ending too low: there ours may be wider.
+    for estimate, plain, wider in ((found.p50, medians, 0.15), (found.p95, tails, 0.4)):
+        low, high = np.quantile(plain, [0.025, 0.975])
+        assert estimate.low is not None
+        assert estimate.high is not None
+        assert -wider <= (estimate.low - low) / (high - low) <= 0.15
+        assert -0.15 <= (estimate.high - high) / (high - low) <= wider
 
 
 def test_empty_groups_are_missing_and_not_streams() -> None:
@@ -212,7 +215,8 @@ def test_paired_wer_difference_of_a_steady_change() -> None:
     # Each of 40 utterances of 10 words has one error more: 10 points, in every resample the same.
     found = paired_wer_difference([2.0] * 40, [3.0] * 40, [10.0] * 40, list(range(40)), Bootstrap(1))
     assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
-    assert found.p_value == pytest.approx(2 / 10_001)
+    assert found.p_value is not None
+    assert found.p_value < 0.001
     assert found.detectable == pytest.approx(0.0)
 
 
@@ -364,7 +368,7 @@ def test_paired_shift_is_scipys_signed_rank_test(grain: float) -> None:
     if grain:  # as from a server that answers in frames: ties and zeros
         one, other = np.round(one / grain) * grain, np.round(other / grain) * grain
     differences = np.round(other - one, 9)
-    theirs = scipy.stats.wilcoxon(differences, zero_method="pratt", correction=False, method="asymptotic")
+    theirs = scipy.stats.wilcoxon(differences, zero_method="pratt", correction=False, method="approx")
     found = paired_shift(one, other, list(range(60)))
     assert found.p_value == pytest.approx(theirs.pvalue, rel=1e-6)
     means = np.add.outer(differences, differences)[np.triu_indices(60)] / 2
@@ -372,15 +376,15 @@ def test_paired_shift_is_scipys_signed_rank_test(grain: float) -> None:
 
 
 def test_pairs_of_one_block_count_once() -> None:
-    # 20 speakers whose ten utterances all moved alike: as 200 pairs the shift seems sure, as 20 it is not.
-    moved = np.repeat(np.random.default_rng(3).normal(0.05, 0.2, 20), 10)
-    base, speakers = np.zeros(200), np.repeat(np.arange(20), 10).tolist()
-    blocked, alone = paired_shift(base, moved, speakers), paired_shift(base, moved, list(range(200)))
-    assert alone.p_value is not None
-    assert alone.p_value < 0.01
-    assert blocked.p_value is not None
-    assert blocked.p_value > 0.05
-    assert blocked.n == 20
+    # 20 speakers whose ten utterances all moved alike, by chance up or down: 20 pairs, not 200.
+    random = np.random.default_rng(3)
+    base, speakers, false = np.zeros(200), np.repeat(np.arange(20), 10).tolist(), [0, 0]
+    for _ in range(200):
+        moved = np.repeat(random.normal(0, 0.2, 20), 10)
+        for place, blocks in enumerate((speakers, list(range(200)))):
+            false[place] += (paired_shift(base, moved, blocks).p_value or 0.0) < 0.05
+    assert false[0] <= 0.05 * 200 + 2 * math.sqrt(200 * 0.05 * 0.95)
+    assert false[1] > 0.3 * 200
 
 
 def test_paired_shift_finds_a_constant_delay_and_no_delay() -> None:
@@ -426,29 +430,30 @@ def test_a_difference_of_tails_needs_its_n_and_finds_a_longer_tail() -> None:
     assert found.p_value is not None
     assert found.p_value < 0.001
     few = paired_quantile_difference([0.0] * 71, [1.0] * 71, list(range(71)), Bootstrap(1), 0.95)
-    assert (few.value, few.low) == (pytest.approx(1.0), None)
+    assert few.value == pytest.approx(1.0)
+    assert few.low is None
     assert "needs 72" in few.note
 
 
-def test_bca_agrees_with_scipy_but_for_the_widening() -> None:
+def test_the_studentised_interval_is_that_of_a_plain_double_loop() -> None:
     random = np.random.default_rng(7)
     words = random.integers(5, 30, 60)
     errors = random.binomial(words, random.beta(1, 15, 60))  # skewed
     ours = ratio_of_sums(errors.tolist(), words.tolist(), list(range(60)), Bootstrap(1))
-    theirs = scipy.stats.bootstrap(
-        (errors, words),
-        lambda e, w, axis=-1: e.sum(axis=axis) / w.sum(axis=axis),
-        paired=True,
-        vectorized=True,
-        method="BCa",
-        # Hesterberg's widening, given to scipy as a higher level: two-sided t quantile with 59 degrees times sqrt(60 / 59)
-        confidence_level=2 * scipy.stats.norm.cdf(scipy.stats.t.ppf(0.975, 59) * math.sqrt(60 / 59)) - 1,
-        n_resamples=10_000,
-        rng=np.random.default_rng(2),
-    ).confidence_interval
-    width = theirs.high - theirs.low
-    assert ours.low == pytest.approx(theirs.low, abs=0.04 * width)
-    assert ours.high == pytest.approx(theirs.high, abs=0.04 * width)
+
+    def estimate(of: np.ndarray) -> tuple[float, float]:
+        rate = errors[of].sum() / words[of].sum()
+        jackknife = [(errors[of].sum() - errors[i]) / (words[of].sum() - words[i]) for i in of]
+        return rate, math.sqrt(59 / 60 * sum((one - np.mean(jackknife)) ** 2 for one in jackknife))
+
+    rate, error = estimate(np.arange(60))
+    drawn = [estimate(random.integers(0, 60, 60)) for _ in range(1500)]
+    low, high = np.quantile([(one - rate) / of for one, of in drawn], [0.025, 0.975])
+    width = (high - low) * error
+    assert ours.low == pytest.approx(
+        rate - high * error, abs=0.06 * width
+    )  # the jackknife's error for the linearised one
+    assert ours.high == pytest.approx(rate - low * error, abs=0.06 * width)
 
 
 @settings(deadline=None, max_examples=40)
