@@ -72,7 +72,7 @@ async def test_a_sentence_alone_is_what_it_is_among_others(engine: VllmEngine, r
     assert [listener.text for listener in together] == alone
 
 
-def test_its_card_names_the_file_that_is_there() -> None:
+async def test_its_card_names_the_file_that_is_there() -> None:
     weights = NANO / "consolidated.safetensors"
     assert weights.stat().st_size < MOST_BYTES
     (digest,) = re.findall(r"\b[0-9a-f]{64}\b", (NANO / "README.md").read_text())
