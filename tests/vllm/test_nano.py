@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
+import soundfile
 
 from harness.audio import load as load_audio
 from harness.corpus import load as load_corpus
 from server.engines.vllm.engine import VllmEngine
 from tests.vllm.streams import running, transcribe
+from tests.vllm.vllm_server import MODEL, VllmServer
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -77,3 +81,29 @@ async def test_its_card_names_the_file_that_is_there() -> None:
     assert weights.stat().st_size < MOST_BYTES
     (digest,) = re.findall(r"\b[0-9a-f]{64}\b", (NANO / "README.md").read_text())
     assert digest == hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+async def test_offline_vllms_own_server_hears_a_recording_to_its_end_and_stops(
+    recordings: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Without an end of sequence it would go on to the model's length, long after the recording."""
+    server = VllmServer(NANO, tmp_path, max_model_len=1024)
+    try:
+        url = server.url()
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            for id, pcm in list(recordings.items())[:3]:
+                form = {"model": MODEL, "temperature": "0"}
+                answer = await client.post(
+                    "/v1/audio/transcriptions", files={"file": (f"{id}.wav", wav(pcm))}, data=form
+                )
+                expected = by_transformers({id: pcm}, 480)
+                assert [answer.json()["text"].strip()] == expected
+    finally:
+        server.stop()
+
+
+def wav(pcm: bytes) -> bytes:
+    """A file of it."""
+    file = io.BytesIO()
+    soundfile.write(file, np.frombuffer(pcm, "<i2"), 16000, format="WAV")
+    return file.getvalue()
