@@ -70,7 +70,9 @@ def with_word_times(
         return Aligned(corpus, 0, 0)
     path = cache_file(corpus, name)
     known = _read(path)
-    missing = [one for one in wanting if _key(one) not in known]
+    missing = list(
+        {_key(one): one for one in wanting if _key(one) not in known}.values()
+    )  # a mix has some more than once
     if missing:
         minutes = sum(one.seconds for one in missing) / 60
         say(f"aligning the words of {len(missing)} utterances ({minutes:.1f} minutes of audio) with {name}")

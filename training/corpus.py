@@ -31,13 +31,14 @@ from training.voices import SPEAKERS_FOR_TESTS, TRAINED_ON, voice_named
 
 Kind = Literal["sentence", "word", "noise"]
 
-SHARES = {**TRAINED_ON, "noise": 0.15}  # of the sound
+SHARES = {**TRAINED_ON, "noise": 0.5}  # of the sound
 MARGIN_SECONDS = 0.1  # of sound that is kept before the first word and after the last
 LOUDEST = 0.5  # of full scale, in every clip
 CLIPS_OF_SHARD = 400
 LAST_FAILURE = 20
 DEVELOPMENT_VOICES = ("slt", "rms", "kal16")
 DEVELOPMENT_CLIPS = 150  # of these voices, and as many of strangers
+DEVELOPMENT_NOISES = 24  # about three minutes
 WORD_SHARE = 0.12  # of the clips: one word alone
 SECONDS_OF_CLIP = 1.9  # on average; only used to tell how many shards are needed
 NOISE_SECONDS = (2.0, 12.0)
@@ -224,7 +225,7 @@ def non_speech(random: np.random.Generator) -> Iterator[Clip]:
         clip_of(voice_named("kal16"), sentence_of("train", random), "sentence", manner(random, 14)) for _ in range(12)
     ]
     spoken = [clip.samples.astype(np.float64) for clip in voices]
-    names = [*NOISES, "babble", "babble"]
+    names = [*NOISES, "music", "music", "babble", "babble"]  # more of what is most like a voice
     while True:
         name = str(random.choice(names))
         samples = round(random.uniform(*NOISE_SECONDS) * RATE)
@@ -281,6 +282,7 @@ def development_plan() -> list[Shard]:
     """For choosing settings: new sentences, voices as their makers left them, half of them by a speaker who is not trained on."""
     clips = dict.fromkeys(DEVELOPMENT_VOICES, DEVELOPMENT_CLIPS // len(DEVELOPMENT_VOICES))
     clips |= dict.fromkeys(SPEAKERS_FOR_TESTS, DEVELOPMENT_CLIPS // len(SPEAKERS_FOR_TESTS))
+    clips[NOISE] = DEVELOPMENT_NOISES
     return [Shard(voice, 0, count, "development", varied=False) for voice, count in clips.items()]
 
 

@@ -129,7 +129,7 @@ class Pool:
     def stream(self, random: np.random.Generator, tokens: int) -> Stream:
         """One example of that many tokens of audio."""
         samples = np.zeros(tokens * STEP, np.float32)
-        if random.random() < 0.06:
+        if random.random() < 0.1:
             return self._wordless(random, samples)
         words: list[Heard] = []
         ends = random.random() < 0.35
