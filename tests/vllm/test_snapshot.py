@@ -47,10 +47,10 @@ def test_a_complete_directory_is_not_fetched(model: Path) -> None:
 def test_a_failed_download_names_the_model_the_directory_and_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub = pytest.importorskip("huggingface_hub", reason="nox -s vllm")
+    constants = pytest.importorskip("huggingface_hub.constants", reason="nox -s vllm")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(hub.constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
         with pytest.raises(EngineError, match=r"cannot fetch some/model into .*VOXTRAL_MODEL_DIR"):
             snapshot.fetch(tmp_path / "models", "some/model", None)
 

@@ -81,7 +81,7 @@ def fetch(directory: Path, model_id: str, token: str | None, setting: str = "VOX
         ) from error
     except Exception as error:
         raise EngineError(
-            f"cannot fetch {model_id} into {directory}: {type(error).__name__}: {str(error)[:300]}; "
+            f"cannot fetch {model_id} into {directory}: {type(error).__name__}: {' '.join(str(error).split())[:300]}; "
             f"try again to go on where it stopped, or {manual}"
         ) from error
     lacking = missing(directory)
