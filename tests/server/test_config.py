@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from server.app import build_engine
 from server.config import ConfigError, Settings, environment_names, read
+from server.engines.vllm.engine import VllmEngine
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +52,7 @@ DEFAULTS_OF_THE_SPEC = {
     "STT_SEGMENT_SECONDS": ("segment_seconds", 60.0),
     "STT_SEGMENT_OVERLAP_SECONDS": ("segment_overlap_seconds", 0.8),
     "STT_MAX_BACKLOG_SECONDS": ("max_backlog_seconds", 5.0),
-    "VOXTRAL_MODEL_DIR": ("model_dir", "models/voxtral"),
+    "VOXTRAL_MODEL_DIR": ("model_dir", ""),  # the protocol's models/voxtral, where it is there or CUDA is: see below
     "VLLM_DTYPE": ("dtype", "auto"),
     "VLLM_GPU_MEMORY_UTILIZATION": ("gpu_memory_utilization", 0.92),
     "VLLM_MAX_MODEL_LEN": ("max_model_len", 1024),
@@ -67,6 +69,26 @@ def test_defaults_are_those_of_the_envelope_protocol(setting: Any, variable: str
     field, default = DEFAULTS_OF_THE_SPEC[variable]
     assert environment_names(field) == [variable]
     assert getattr(setting(), field) == default
+
+
+def test_without_a_model_directory_a_cpu_serves_nano_and_the_protocols_own_default_wins_once_it_is_there(
+    setting: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def served(*flags: str) -> Path:
+        engine = build_engine(setting("--engine=vllm", *flags))[0]
+        assert isinstance(engine, VllmEngine)
+        return engine.settings.model_dir
+
+    if not Path("/dev/nvidiactl").exists():
+        assert served().parts[-2:] == ("models", "nano")
+    voxtral = Path("models/voxtral")
+    voxtral.mkdir(parents=True)
+    for name in ("params.json", "tekken.json", "consolidated.safetensors"):
+        (voxtral / name).touch()
+    assert served() == voxtral
+    assert served("--model-dir=elsewhere") == Path("elsewhere")
 
 
 def test_a_flag_wins_over_the_environment(setting: Any) -> None:
