@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Recipe:
     non_speech: int = 0
     caveat: str = CAVEAT
     machine_cpu: float = 85.0  # per cent of one core
-    load: dict[str, Any] = field(default_factory=dict)
+    load: tuple[tuple[str, Any], ...] = ()
     speed: float = 1.0  # inf only marks the records as unpaced: their times stay those of a paced replay
 
 
@@ -158,7 +158,7 @@ def config(recipe: Recipe) -> store.RunConfig:
     return store.RunConfig(
         dataset="spoken-en", corpus_sha256=recipe.corpus, protocol=recipe.protocol, target="started", engine=recipe.engine,
         model=recipe.model, concurrency=recipe.concurrency, delay_ms=recipe.delay_ms, packet_ms=80, speed=recipe.speed, seed=recipe.seed,
-        normaliser=NORMALISER, caveat=recipe.caveat, load=recipe.load,
+        normaliser=NORMALISER, caveat=recipe.caveat, load=dict(recipe.load),
     )  # fmt: skip
 
 

@@ -134,7 +134,7 @@ def test_words_in_silence_fail_as_hallucination_not_as_wer(made: Make) -> None:
         ({"delay_ms": 960}, "delay_ms is 480 in the baseline and 960 in the candidate"),
         ({"engine": "whisper"}, "engine is 'sphinx' in the baseline and 'whisper' in the candidate"),
         ({"protocol": "yap"}, "protocol is 'realtime' in the baseline and 'yap' in the candidate"),
-        ({"load": {"jitter_ms": 20.0}}, "load is '' in the baseline and 'jitter_ms=20.0' in the candidate"),
+        ({"load": (("jitter_ms", 20.0),)}, "load is '' in the baseline and 'jitter_ms=20.0' in the candidate"),
         ({"pacing_late": 0.01}, "is invalid: pacing lateness p99"),
         ({"complete": False}, "is incomplete"),
     ],
@@ -149,7 +149,7 @@ def test_what_cannot_be_compared_exits_2_and_names_the_reason(
 
 
 def test_the_same_load_from_more_processes_is_the_same(baseline: Mapping[str, Any], made: Make) -> None:
-    assert gate.compare(baseline, [made(noise_seed=2, load={"generators": 2})]).exit_code == 0
+    assert gate.compare(baseline, [made(noise_seed=2, load=(("generators", 2),))]).exit_code == 0
 
 
 def test_a_missing_candidate_cell_exits_2(made: Make) -> None:

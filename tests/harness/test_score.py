@@ -321,7 +321,7 @@ def test_a_folder_without_a_recording_is_refused(tmp_path: Path) -> None:
 def test_the_summary_shows_figures_and_warnings() -> None:
     config = msgspec.structs.replace(CONFIG, caveat="A weak recogniser.")
     scores, _ = score_records(
-        [stream(k, "one two six", "one too six") for k in range(8)], config, run="r", complete=False
+        [stream(k, "one two six", "one too six") for k in range(16)], config, run="r", complete=False
     )
     page = summary(msgspec.structs.replace(scores, invalid_because=["too late"]), config)
     assert page.startswith("# r\n")
@@ -330,8 +330,8 @@ def test_the_summary_shows_figures_and_warnings() -> None:
         "**Incomplete:**",
         "*A weak recogniser.*",
         "| WER (basic/1) | 33.33 | 33.33 .. 33.33 |",
-        "8 substitutions, 0 deletions and 0 insertions in 24 words.",
-        "| Word emission | 500 [500, 500] | 500 | 500 | 16 words, 8 streams | 8 |",
-        "| Time to final | 1250 [1250, 1250] | 1250 | 1250 | 8 | 0 |",
+        "16 substitutions, 0 deletions and 0 insertions in 48 words.",
+        "| Word emission | 500 [500, 500] | 500 | 500 | 32 words, 16 streams | 16 |",
+        "| Time to final | 1250 [1250, 1250] | 1250 | 1250 | 16 | 0 |",
     ):
         assert expected in page
