@@ -241,6 +241,8 @@ def ratio_of_sums(
     if not any(numerators):
         return Estimate(value, note=f"0 in each of {count} blocks: nothing to resample")
     low, high = resampled_ratio(numerators, denominators, blocks, bootstrap).interval()
+    if min(numerators) >= 0:
+        low = max(0.0, low)  # a rate of counts is not below 0, whatever so many standard errors below it is
     return Estimate(value, low, high, narrow(count))
 
 
@@ -255,7 +257,8 @@ def resampled_ratio(
     weights = bootstrap.weights(units).astype(np.float64)
     sums = weights @ by_unit
     sound = sums[:, 1] > 0
-    weights, sums = weights[sound], sums[sound]
+    if not sound.all():
+        weights, sums = weights[sound], sums[sound]
     draws = sums[:, 0] / sums[:, 1]
     value = float(by_unit[:, 0].sum() / by_unit[:, 1].sum())
     # The variance of a ratio by linearisation: the sum of squared residuals, here opened up so that all draws go in one product.

@@ -470,6 +470,20 @@ def test_an_interval_excludes_0_just_when_p_is_below_five_per_cent(seed: int, n:
         assert (found.p_value < 0.05) == (found.low > 0 or found.high < 0)
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 20)), min_size=6, max_size=40))
+def test_a_rate_lies_in_its_interval_and_that_one_not_below_0(counted: list[tuple[int, int]]) -> None:
+    errors, words = [float(e) for e, _ in counted], [float(w) for _, w in counted]
+    found = ratio_of_sums(errors, words, list(range(len(counted))), Bootstrap(1, 500))
+    assert found.value == pytest.approx(sum(errors) / sum(words))
+    if found.low is None:
+        assert not any(errors)
+        return
+    assert found.high is not None
+    assert 0 <= found.low <= found.value + 1e-9
+    assert found.value - 1e-9 <= found.high < math.inf
+
+
 def test_no_error_anywhere_has_no_interval_rather_than_a_false_one() -> None:
     found = ratio_of_sums([0] * 40, [10] * 40, list(range(40)), Bootstrap(1))
     assert (found.value, found.low) == (0.0, None)
