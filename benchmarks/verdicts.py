@@ -82,7 +82,7 @@ def word_latencies(random: np.random.Generator, said: Corpus) -> list[Floats]:
 
 @dataclass(slots=True)
 class Coverage:
-    """How many intervals held the truth, and on which side the others missed it."""
+    """How many intervals held the truth, and on which side the others missed it. Where n is too small none is made, and none counted."""
 
     name: str
     held: int = 0
@@ -102,7 +102,7 @@ class Coverage:
         mark = "" if COVERED[0] <= share <= COVERED[1] else "   <- outside 93..97 %"
         return (
             f"  {self.name:<58}{100 * share:5.1f} %   too low {100 * self.below / self.made:4.1f} %  "
-            f"too high {100 * above / self.made:4.1f} %   n {self.made}{mark}"
+            f"too high {100 * above / self.made:4.1f} %   intervals {self.made}{mark}"
         )
 
 

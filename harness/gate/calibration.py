@@ -86,7 +86,9 @@ def _changes(
             # A change for the better is the same pair seen from the other side.
             alarms += any(judged.verdict is not Verdict.CANNOT_TELL for judged in result.judged)
             for judged in result.judged:
-                if judged.test.change.value is not None:
+                if (
+                    judged.seen is not None and judged.test.change.value is not None
+                ):  # what cannot fail needs no tolerance
                     found.setdefault(judged.test.metric, []).append(judged)
     return found, alarms
 

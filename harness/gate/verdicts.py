@@ -192,6 +192,8 @@ def _why_not(test: Test, significant: bool, seen: float | None) -> str:
         return "no new failures" if not test.change.value else "within allowed"
     if seen is None or low is None or high is None:
         return test.change.note or "too few utterances"
+    if low == high == 0:
+        return "identical"
     if significant:
         return "real, but allowed"
     if -test.tolerance <= low and high <= test.tolerance:

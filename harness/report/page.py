@@ -316,7 +316,7 @@ def _value(estimate: Estimate, said: Any, interval: Any) -> dict[str, Any]:
 
 def _why_none(note: str) -> str:
     """In place of an interval: the reason, short where it is the usual one."""
-    few = re.match(r"n = (\d+) \w+, an interval needs (\d+)$", note)
+    few = re.match(r"n = (\d+) [\w ]+, an interval needs (\d+)$", note)
     return f"n {few[1]} < {few[2]}" if few else note or "no interval"
 
 

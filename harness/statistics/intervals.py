@@ -241,6 +241,8 @@ def ratio_of_sums(
     if not any(numerators):
         return Estimate(value, note=f"0 in each of {count} blocks: nothing to resample")
     low, high = resampled_ratio(numerators, denominators, blocks, bootstrap).interval()
+    if min(numerators) >= 0:
+        low = max(0.0, low)  # a rate of counts is not below 0, whatever so many standard errors below it is
     return Estimate(value, low, high, narrow(count))
 
 
@@ -255,7 +257,8 @@ def resampled_ratio(
     weights = bootstrap.weights(units).astype(np.float64)
     sums = weights @ by_unit
     sound = sums[:, 1] > 0
-    weights, sums = weights[sound], sums[sound]
+    if not sound.all():
+        weights, sums = weights[sound], sums[sound]
     draws = sums[:, 0] / sums[:, 1]
     value = float(by_unit[:, 0].sum() / by_unit[:, 1].sum())
     # The variance of a ratio by linearisation: the sum of squared residuals, here opened up so that all draws go in one product.
@@ -343,21 +346,23 @@ def _independent_values(ordered: _Ordered, share: float) -> float:
     values, blocks = ordered.values, ordered.blocks
     sizes = np.bincount(ordered.block, minlength=blocks)
 
-    def excess(level: float) -> Floats:
+    def excess(level: float) -> tuple[Floats, float]:
+        """How many more values of each block lie up to the quantile than of all blocks, and the share of all that do: with ties, more."""
         below = int(np.searchsorted(values, np.quantile(values, level), side="right"))
-        found: Floats = np.bincount(ordered.block[:below], minlength=blocks) - level * sizes
-        return found
+        reached = below / values.size
+        return np.bincount(ordered.block[:below], minlength=blocks) - reached * sizes, reached
 
     def effect(level: float) -> float:
-        squares = float((excess(level) ** 2).sum())
-        return blocks / (blocks - 1) * squares / (values.size * level * (1 - level))
+        found, reached = excess(level)
+        chance = values.size * reached * (1 - reached)
+        return blocks / (blocks - 1) * float((found**2).sum()) / chance if chance else 0.0
 
     around = effect(share)
     if share > 0.5:
         inward, outward = 2 * share - 1, min((1 + share) / 2, 1 - 1 / blocks)
         levels = np.linspace(inward, max(inward, outward), 9)
         around = max(around, float(np.mean([effect(float(level)) for level in levels if 0 < level < 1])))
-    squares = excess(share) ** 2
+    squares = excess(share)[0] ** 2
     second, fourth = float(squares.sum()), float((squares**2).sum())
     scatter = fourth - second**2 / blocks
     degrees = min(max(2 * second**2 / scatter, 3.0), blocks - 1.0) if scatter > 0 else blocks - 1.0
