@@ -19,10 +19,9 @@ from harness.commands.capacity import capacity as capacity_command
 from harness.commands.drivers import DriverOption, options_of
 from harness.commands.drivers import drivers as drivers_command
 from harness.commands.folders import expand as _expand
-from harness.commands.terminal import console as _console
+from harness.commands.terminal import Terminal, public_arguments
 
 if TYPE_CHECKING:
-    from harness.bench import Watcher
     from harness.corpus import Corpus
 
 OK, REGRESSION, CANNOT_COMPARE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -171,7 +170,7 @@ def bench(
     from harness import drivers
     from harness.corpus.mix import load_mix
 
-    terminal = _Terminal(everything_to_stderr=as_json)
+    terminal = Terminal(everything_to_stderr=as_json)
     target = target or drivers.find(protocol).home
     if target is not None and server_option:
         raise UsageError("--server-option is for the server that bench starts; it cannot be combined with --target")
@@ -197,7 +196,7 @@ def bench(
         normaliser=normaliser,
         label=label,
         out=out,
-        command=_public_arguments(sys.argv[1:]),
+        command=public_arguments(sys.argv[1:]),
         load=loads.load_of(
             arrival=arrival,
             seconds=seconds,
@@ -242,7 +241,7 @@ def _forecast(plan: Any, corpus: Corpus) -> str:
     )
 
 
-def _show(folders: list[Path], page: Path | None, terminal: _Terminal) -> Path | None:
+def _show(folders: list[Path], page: Path | None, terminal: Terminal) -> Path | None:
     """The table of the runs on the terminal and, if wanted, the report."""
     from harness import report as reports
     from harness.report.cells import read_scores
@@ -303,24 +302,6 @@ def _headers(lines: list[str]) -> dict[str, str]:
     return headers
 
 
-SECRET_OPTIONS = ("--api-key", "--header")
-
-
-def _public_arguments(arguments: list[str]) -> list[str]:
-    """The command as given, keys replaced."""
-    shown: list[str] = []
-    for previous, argument in zip(["", *arguments], arguments, strict=False):
-        name, equals, _ = argument.partition("=")
-        hidden = name in SECRET_OPTIONS and equals
-        shown.append(f"{name}=..." if hidden else "..." if previous in SECRET_OPTIONS else argument)
-    return shown
-
-
-def public_arguments(arguments: list[str]) -> list[str]:
-    """For commands in files of their own."""
-    return _public_arguments(arguments)
-
-
 def _check_normaliser(name: str) -> None:
     from harness.normalise import normaliser
 
@@ -328,71 +309,6 @@ def _check_normaliser(name: str) -> None:
         normaliser(name)
     except ValueError as error:
         raise UsageError(f"--normaliser: {error}") from None
-
-
-def terminal(*, everything_to_stderr: bool = False) -> _Terminal:
-    """For commands in files of their own."""
-    return _Terminal(everything_to_stderr=everything_to_stderr)
-
-
-class _Terminal:
-    """Progress goes to stderr, results to stdout."""
-
-    def __init__(self, *, everything_to_stderr: bool = False) -> None:
-        self.err = _console(stderr=True)
-        self.out = self.err if everything_to_stderr else _console(stderr=False)
-        self._bar: Any = None
-        self._task: Any = None
-        self._label = ""
-        self._calls = 0
-
-    def say(self, text: str) -> None:
-        self.err.print(text, style="dim", soft_wrap=True)
-
-    def watcher(self) -> Watcher:
-        from harness.bench import Watcher
-
-        return Watcher(self.say, self._begin, self._progress, self._end)
-
-    def _begin(self, label: str, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._label = label
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[counts]}"),
-        )
-        # no thread of its own: it would take the interpreter from the replay whenever it likes
-        self._bar = Progress(*columns, console=self.err, auto_refresh=False, transient=True)
-        self._task = self._bar.add_task(label, total=total, counts="warming up")
-        if self.err.is_terminal:
-            self._bar.start()
-            self._bar.refresh()
-
-    def _progress(self, progress: Any) -> None:
-        counts = (
-            f"{progress.active} active, {progress.failed} failed, {progress.words} words, "
-            f"packets at most {progress.worst_lateness_seconds * 1000:.1f} ms late"
-        )
-        self._calls += 1
-        if self.err.is_terminal:
-            self._bar.update(self._task, completed=progress.done + progress.failed, counts=counts)
-            self._bar.refresh()
-        elif self._calls % LINES_EVERY == 0:
-            self.err.print(
-                f"{self._label}: {progress.done + progress.failed}/{progress.total} done, {counts}", soft_wrap=True
-            )
-
-    def _end(self) -> None:
-        if self._bar is not None and self.err.is_terminal:
-            self._bar.stop()
-
-
-LINES_EVERY = 20
-"""Seconds between lines of progress where there is no terminal to draw on."""
 
 
 # ---- study -----------------------------------------------------------------------------------------------------
@@ -418,11 +334,11 @@ def study(
     from harness import grid
     from harness import study as studies
 
-    terminal = _Terminal(everything_to_stderr=as_json)
+    terminal = Terminal(everything_to_stderr=as_json)
     asked = grid.read(file).with_settings(settings or [])
     grid.check_options(asked, grid.server_help())
     folder = out or studies.STUDIES / asked.name
-    planned = studies.prepare(asked, folder, _public_arguments(sys.argv[1:]))
+    planned = studies.prepare(asked, folder, public_arguments(sys.argv[1:]))
     ledger = studies.read_ledger(folder)
     waiting = studies.pending(planned, ledger, folder, retry=retry)
     servers = len({one.cell.options for one in waiting})
@@ -437,7 +353,7 @@ def study(
     return _show_study(result, terminal, as_json=as_json)
 
 
-def _list_cells(asked: Any, planned: list[Any], waiting: list[Any], ledger: Any, terminal: _Terminal) -> None:
+def _list_cells(asked: Any, planned: list[Any], waiting: list[Any], ledger: Any, terminal: Terminal) -> None:
     from harness.study import described
 
     keys = {one.key for one in waiting}
@@ -447,7 +363,7 @@ def _list_cells(asked: Any, planned: list[Any], waiting: list[Any], ledger: Any,
         terminal.out.print(f"{one.key}  {described(asked, one.cell)}  ({state})", soft_wrap=True, markup=False)
 
 
-def _show_study(result: Any, terminal: _Terminal, *, as_json: bool) -> int:
+def _show_study(result: Any, terminal: Terminal, *, as_json: bool) -> int:
     from harness.report import studies
 
     table = studies.read(result.table)
@@ -485,7 +401,7 @@ def score(
     """Compute the scores of recorded runs again."""
     from harness.bench import score_runs
 
-    terminal = _Terminal()
+    terminal = Terminal()
     folders = _expand(runs)
     score_runs(folders, terminal.say, against)
     _show(folders, None, terminal)
@@ -500,7 +416,7 @@ def report(
     ] = None,
 ) -> int:
     """Write one HTML report about scored runs."""
-    _show(_expand(runs), out or runs[0] / "report.html", _Terminal())
+    _show(_expand(runs), out or runs[0] / "report.html", Terminal())
     return OK
 
 
@@ -578,7 +494,7 @@ def list_datasets() -> int:
     for dataset in here:
         origin = "fetched" if dataset.fetched else "comes along"
         table.add_row(dataset.name, origin, dataset.card.language, dataset.card.description)
-    terminal = _Terminal()
+    terminal = Terminal()
     terminal.out.print(table)
     others = [name for name in fetchable() if not name.startswith("fleurs-") and name not in {one.name for one in here}]
     terminal.out.print(
@@ -597,7 +513,7 @@ def check_dataset(
     """Look at every row of a dataset; exit code 3 when something is wrong."""
     from harness.corpus import check
 
-    terminal = _Terminal()
+    terminal = Terminal()
     findings = check(name, decode=decode)
     for problem in findings.problems:
         terminal.out.print(str(problem), soft_wrap=True, markup=False)
@@ -622,7 +538,7 @@ def show_dataset(
     table = Table("id", "speaker", "seconds", "text", box=None)
     for utterance in corpus.utterances:
         table.add_row(utterance.id, utterance.speaker, f"{utterance.seconds:.1f}", utterance.text)
-    _Terminal().out.print(table)
+    Terminal().out.print(table)
     return OK
 
 
@@ -636,7 +552,7 @@ def fetch_dataset(
 
     from harness import fetch as fetching
 
-    terminal = _Terminal()
+    terminal = Terminal()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=terminal.err, disable=not terminal.err.is_terminal) as bars:
         tasks: dict[tuple[str, str], Any] = {}

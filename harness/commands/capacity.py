@@ -13,6 +13,7 @@ import typer
 
 from harness.commands import load as loads
 from harness.commands.drivers import DriverOption, options_of
+from harness.commands.terminal import Terminal, public_arguments
 
 if TYPE_CHECKING:
     from harness.capacity.measuring import Search
@@ -81,7 +82,7 @@ def capacity(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
 ) -> int:
     """Find the largest number of streams that keeps to the limits; a search that was left goes on where it was."""
-    from harness import bench, cli, drivers
+    from harness import bench, drivers
     from harness.capacity import answer as answers
     from harness.capacity import limits, measuring
     from harness.capacity.search import Bounds
@@ -91,7 +92,7 @@ def capacity(
         raise measuring.CapacityError(
             "--server-option is for a server that is started; it cannot be combined with --target"
         )
-    terminal = cli.terminal(everything_to_stderr=as_json)
+    terminal = Terminal(everything_to_stderr=as_json)
     delay = _delay(delay_ms or ("server" if target else "480"))
     soak_seconds = None if soak is None else duration_seconds(soak)
     plan = bench.Plan(
@@ -106,7 +107,7 @@ def capacity(
         driver_options=options_of(driver_option or []),
         model=model,
         server_options=server_option or [],
-        command=cli.public_arguments(sys.argv[1:]),
+        command=public_arguments(sys.argv[1:]),
         load=loads.load_of(jitter_ms=jitter_ms, burst=burst, stall=stall, generators=generators),
     )
     try:

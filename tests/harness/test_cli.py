@@ -9,6 +9,7 @@ import pytest
 
 from harness import cli
 from harness.bench import BenchError, Plan
+from harness.commands import terminal
 from harness.commands.folders import expand
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,7 +113,7 @@ def test_keys_are_not_kept_with_the_command() -> None:
         "--limit",
         "3",
     ]
-    shown = cli._public_arguments(given)
+    shown = terminal.public_arguments(given)
     assert "s3cret" not in " ".join(shown)
     assert shown[-2:] == ["--limit", "3"]
 
