@@ -341,10 +341,10 @@ async def test_an_interrupt_abandons_what_is_in_flight_and_starts_nothing() -> N
     corpus = [Utterance(f"u{n}", "", 0.2) for n in range(3)] + [Utterance(f"v{n}", "", 30.0) for n in range(6)]
     cell = Cell(concurrency=3, warm_up=0)
     async with peer(speak_yap) as server:
-        asyncio.get_running_loop().call_later(0.5, stop.set)
+        asyncio.get_running_loop().call_later(2, stop.set)
         replayed = await replay(corpus, destination(server), cell, audio, patience=QUICK, stop=stop)
     assert not replayed.complete
-    assert replayed.wall_seconds < 5
+    assert replayed.wall_seconds < 10
     assert [record.outcome for record in replayed.records] == [Outcome.ABANDONED] * 3
     assert all(record.hypothesis for record in replayed.records)
 

@@ -24,18 +24,24 @@ from tests.server.sphinx_streams import ONE_SECOND, ROOT, begin, running, transc
 pytest.importorskip("pocketsphinx")
 
 
+of_others: set[psutil.Process] = set()
+"""Children of this process that were there before the test, such as the one that `multiprocessing` keeps for good."""
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left_running() -> Iterator[None]:
+    of_others.clear()
+    of_others.update(psutil.Process().children(recursive=True))
     yield
     assert children() == []
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    return [child for child in psutil.Process().children(recursive=True) if child not in of_others]
 
 
 def parent_process() -> psutil.Process:
-    (parent,) = psutil.Process().children()
+    (parent,) = (child for child in psutil.Process().children() if child not in of_others)
     return parent
 
 
