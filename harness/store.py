@@ -26,8 +26,8 @@ RECORDED_SCHEMA = (
     2  # of what is recorded; 1 had one table of all entries in nanoseconds, and the reference with every stream
 )
 ENTRIES_BY_GROUP = 1 << 19
-TICK_NS = 20_000
-"""Recorded times are kept to 20 us since their stream's planned start: the rest is noise of the clock, and most of the bytes."""
+TICK_NS = 100_000
+"""Recorded times are kept to 0.1 ms since their stream's planned start: the rest is noise of the clock, and most of the bytes."""
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
