@@ -242,6 +242,7 @@ def write(model: VoxtralRealtimeForConditionalGeneration, shape: Shape, folder: 
         value = to_mistral_rows(value, shape.head_width) if _turned(name) else value
         tensors[mistral_name(name)] = value.to(dtype).contiguous()
     save_file(tensors, folder / "consolidated.safetensors", metadata={"format": "pt"})
+    (folder / "consolidated.safetensors").chmod(0o644)  # it would be its writer's alone
     (folder / "params.json").write_text(json.dumps(params(shape, str(dtype).removeprefix("torch.")), indent=1) + "\n")
     (folder / "tekken.json").write_text(json.dumps(tekken()) + "\n")
 
