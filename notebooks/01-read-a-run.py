@@ -19,7 +19,10 @@
 # in a second way.
 
 # %%
-# %matplotlib inline
+import style
+
+style.use()
+
 from harness import report
 from harness.report import figures
 from harness.report.cells import (

@@ -19,7 +19,10 @@
 # `nox -s bench -- --delay-ms 160,480,960,2400`.
 
 # %%
-# %matplotlib inline
+import style
+
+style.use()
+
 from harness import report
 from harness.report import figures
 from harness.report.cells import (

@@ -20,7 +20,10 @@
 # `nox -s bench -- --engine vllm --delay-ms 80,160,480,960,2400 --concurrency 16`.
 
 # %%
-# %matplotlib inline
+import style
+
+style.use()
+
 import json
 from pathlib import Path
 

@@ -130,12 +130,16 @@ def read(path: Path) -> Table:
     return Table(path, frame, varied, {name: shortened(texts[name]) for name in varied})
 
 
-def newest(root: Path = STUDIES) -> Path | None:
-    """The study that ``EARMARK_STUDY`` names (a folder or its study.parquet), else the one measured last under ``root``."""
+def newest(root: Path = STUDIES, varying: str | None = None) -> Path | None:
+    """The study that ``EARMARK_STUDY`` names (a folder or its study.parquet), else the one measured last under ``root``.
+
+    With ``varying`` only studies count in which that setting differs between cells.
+    """
     if named := os.environ.get("EARMARK_STUDY"):
-        return Path(named)
-    found = sorted(root.glob("*/study.parquet"), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
+        found = [Path(named)]
+    else:
+        found = sorted(root.glob("*/study.parquet"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in found if varying is None or varying in read(path).varied), None)
 
 
 def spelt(value: object, setting: str) -> str:
