@@ -89,7 +89,7 @@ def capacity(folder: Path) -> Path:
     said = dataset(folder / "spoken", words_each=5)
     _earmark(
         "capacity", "--engine", "scripted", f'--server-option=--script={{"latency_ms":20,"capacity_streams":{CARRIED}}}',
-        "--dataset", str(said), "--delay-ms", "160", "--slo", "word_p95=0.32", "--idle-seconds", "9", "--seconds", "3",
+        "--dataset", str(said), "--delay-ms", "160", "--slo", "word_p95=0.32", "--idle-seconds", "9", "--seconds", "5",
         "--start", "3", "--most", "12", "--repeats", "1", "--step", "2", "--out", str(folder / "capacity"),
     )  # fmt: skip
     return folder / "capacity"

@@ -137,6 +137,8 @@ def _sentence(one: Judged) -> str:
         return f"{figure}: the same in each of {one.test.n} utterances."
     if one.adjusted_p <= SIGNIFICANCE:
         return f"{figure}: a difference{'' if abs(change.value) > one.test.tolerance else ', too small to matter'}."
+    if not change.low <= 0 <= change.high:
+        return f"{figure}: cannot tell them apart once all metrics are tested together."
     return f"{figure}: cannot tell them apart; if there is a difference, it is within the interval."
 
 

@@ -55,10 +55,12 @@ report.numbers(cells)
 # between it and the curve is the price of serving.
 
 # %%
-figures.distribution([curve(c, "word_emission_latency", nominal=True) for c in cells], "Word latency")
+figures.distribution(
+    [curve(c, "word_emission_latency", nominal=True) for c in cells], "Word latency", "word latency (s)"
+)
 
 # %%
-figures.distribution([curve(c, "time_to_final") for c in cells], "Time to final")
+figures.distribution([curve(c, "time_to_final") for c in cells], "Time to final", "time to final (s)")
 
 # %% [markdown]
 # ## One utterance as it happened

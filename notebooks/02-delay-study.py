@@ -61,10 +61,14 @@ delay_steps(cells)
 # ## Latency by delay
 
 # %%
-figures.quantile_rows([(c.mark, c.scores.latency["word_emission_latency"]) for c in cells], "Word latency by cell")
+figures.quantile_rows(
+    [(c.mark, c.scores.latency["word_emission_latency"]) for c in cells], "Word latency by cell", "word latency (s)"
+)
 
 # %%
-figures.distribution([curve(c, "word_emission_latency", nominal=True) for c in cells], "Word latency")
+figures.distribution(
+    [curve(c, "word_emission_latency", nominal=True) for c in cells], "Word latency", "word latency (s)"
+)
 
 # %% [markdown]
 # ## The trade: lower left is better

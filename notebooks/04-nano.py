@@ -93,7 +93,9 @@ wer_by_speaker(cells).style.format({"wer": "{:.1%}", "low": "{:.1%}", "high": "{
 # model's own.
 
 # %%
-figures.distribution([curve(c, "word_emission_latency", nominal=True) for c in cells], "Word latency")
+figures.distribution(
+    [curve(c, "word_emission_latency", nominal=True) for c in cells], "Word latency", "word latency (s)"
+)
 
 # %% [markdown]
 # ## What it confuses

@@ -49,8 +49,8 @@ print(found.told["sentence"])
 # %% [markdown]
 # ## The ladder
 #
-# Each mark is one measurement, the bar its 95 % interval, the dashed line the limit. The answer is the largest number of streams that held
-# every limit, errors, drift and word error rate among them.
+# Each mark is one measurement, the bar its 95 % interval where there are streams enough for one, the dashed line the limit. The
+# answer is the largest number of streams that held every limit, errors, drift and word error rate among them.
 
 # %%
 reading.figure(found)

@@ -142,6 +142,7 @@ def rate_by_delay(
         axes.set_ylim(0, top * 1.18 or 1)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel("transcription delay (ms, log scale)")
+        axes.set_ylabel("word error rate")
         axes.set_title(title)
         if len(series) > 1 or published is not None:
             axes.figure.legend(loc="outside lower center", ncols=2)
@@ -516,6 +517,7 @@ def progress(series: Mapping[str, Sequence[tuple[float, float]]], title: str, xl
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel(xlabel)
+        axes.set_ylabel("word error rate")
         axes.set_title(title)
         axes.legend()
 

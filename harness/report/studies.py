@@ -332,7 +332,8 @@ def _panel(axes: Axes, table: Table, setting: str, measure: str) -> None:
         low = np.array([found.value if found.low is None else found.low for _, found in known], dtype=float)
         high = np.array([found.value if found.high is None else found.high for _, found in known], dtype=float)
         axes.errorbar(
-            x, y, yerr=[np.maximum(y - low, 0), np.maximum(high - y, 0)], color=colour, marker="o", capsize=3,
+            x, y, yerr=[np.maximum(y - low, 0), np.maximum(high - y, 0)], color=colour, capsize=3,
+            marker=figures.MARKERS[number % len(figures.MARKERS)] if named else "o",
             elinewidth=1.2, linewidth=1.4, alpha=1 if named else 0.45,
             linestyle=figures.DASHES[number % len(figures.DASHES)] if named else "-",
             label=table.described(rows.iloc[0], [others[at] for at in differing]) if named else None,
@@ -342,7 +343,9 @@ def _panel(axes: Axes, table: Table, setting: str, measure: str) -> None:
     axes.set_xlim(-0.5, len(ticks) - 0.5)
     axes.set_title(table.label(setting))
     axes.margins(y=0.15)
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if measure.startswith(("excess", "drift")) else 0)
+    lowest, highest = axes.get_ylim()
+    bottom = min(0.0, lowest) if measure.startswith(("excess", "drift")) else 0.0
+    axes.set_ylim(bottom, highest + 0.08 * (highest - bottom))
     if measure in ("wer", "cer"):
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if named and len(lines) > 1:
