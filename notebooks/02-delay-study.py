@@ -26,12 +26,11 @@ style.use()
 from harness import report
 from harness.report import figures
 from harness.report.cells import (
-    PUBLISHED_LABEL,
-    PUBLISHED_VOXTRAL,
     chosen_folders,
     curve,
     delay_steps,
     load,
+    published_for,
     trade,
     wer_by_delay,
 )
@@ -45,10 +44,10 @@ print(len({c.run.config.delay_ms for c in cells}), "delays,", len(cells), "cells
 # %% [markdown]
 # ## Accuracy by delay
 #
-# The published curve is a faint reference for the shape: another model, another corpus.
+# Where the model is a Voxtral, the published curve of the large one on another corpus lies behind, for its shape.
 
 # %%
-figures.rate_by_delay(wer_by_delay(cells), published=(PUBLISHED_LABEL, PUBLISHED_VOXTRAL))
+figures.rate_by_delay(wer_by_delay(cells), published=published_for(cells))
 
 # %% [markdown]
 # The cells replay the same utterances, so differences are compared utterance by utterance, which is far sharper than comparing the

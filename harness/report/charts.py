@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from harness.report.figures import Mark
-from harness.report.style import DASHES, INK, MUTED, PAPER, SERIES, SIZE, styled
+from harness.report.style import DASHES, INK, MUTED, PAPER, SERIES, SIZE, per_cent, styled
 from harness.statistics import Difference, Estimate
 
 ROW = 0.42  # inches
@@ -40,7 +40,7 @@ def dots(series: Sequence[tuple[Mark, Sequence[tuple[str, Estimate]]]], title: s
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(left=0)
         axes.grid(visible=False, axis="y")
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_formatter(per_cent())
         axes.set_xlabel(xlabel)
         axes.set_title(title)
         if len(series) > 1:
@@ -159,7 +159,7 @@ def over_runs(
         low, high = min(0.0, *values), max(values)
         axes.set_ylim(low, high * 1.2 or 1)
         if percent:
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.yaxis.set_major_formatter(per_cent())
         axes.grid(visible=False, axis="x")
         axes.set_xlabel("run, by its commit, oldest first")
         axes.set_ylabel(ylabel)

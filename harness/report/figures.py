@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from harness.report.style import DASHES as DASHES
@@ -24,7 +24,7 @@ from harness.report.style import SERIES as SERIES
 from harness.report.style import SIZE as SIZE
 from harness.report.style import STYLE as STYLE
 from harness.report.style import THEME as THEME
-from harness.report.style import styled as styled
+from harness.report.style import per_cent, styled
 from harness.statistics import Distribution, Estimate
 
 CURVE_POINTS = (
@@ -116,7 +116,7 @@ def rate_by_delay(
                 *zip(*points, strict=True), color=MUTED, linewidth=1, marker="x", markersize=4, alpha=0.7, label=label
             )
         ticks = set()
-        top = 0.0
+        top = 0.0 if published is None else max(rate for _, rate in published[1])
         for index, (mark, points_of) in enumerate(series):
             spread = 1.025 ** (index - (len(series) - 1) / 2)  # side by side, so that intervals do not hide each other
             known = [(p.x, p.estimate) for p in points_of if p.estimate.value is not None]
@@ -140,7 +140,7 @@ def rate_by_delay(
         axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
         axes.set_xlim(min(ticks, default=80) / 1.25, max(ticks, default=2400) * 1.25)
         axes.set_ylim(0, top * 1.18 or 1)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(per_cent())
         axes.set_xlabel("transcription delay (ms, log scale)")
         axes.set_ylabel("word error rate")
         axes.set_title(title)
@@ -176,7 +176,7 @@ def error_split(rows: Sequence[tuple[str, float, float, float]], title: str = "W
         axes.set_yticks(y, [row[0] for row in rows])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_formatter(per_cent())
         axes.set_xlabel("errors per reference word")
         axes.set_title(title)
         axes.figure.legend(loc="outside lower center", ncols=3)
@@ -203,7 +203,7 @@ def distribution(curves: Sequence[Curve], title: str, xlabel: str = "seconds") -
         beyond = _quantile_window(axes, drawn) if drawn else ""
         axes.set_ylim(0, 1.02)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 0.95])
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(per_cent())
         axes.set_xlabel(f"{xlabel} ({beyond})" if beyond else xlabel)
         axes.set_title(title)
         if drawn:
@@ -385,7 +385,7 @@ def trade_off(
                 reach.append(y.high or y.value)
         axes.set_ylim(0, max(reach) * 1.15 or 1)
         axes.set_xlim(0, axes.get_xlim()[1] * 1.1)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(per_cent())
         axes.set_xlabel(xlabel)
         axes.set_ylabel("word error rate")
         axes.set_title(title)
@@ -489,7 +489,7 @@ def rates(series: Sequence[tuple[Mark, Floats, Floats]], title: str, xlabel: str
             axes.plot(
                 x, y, mark.symbol, color=mark.colour, alpha=0.65, markersize=4, markeredgewidth=0, label=mark.label
             )
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(per_cent())
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.set_title(title)
@@ -515,7 +515,7 @@ def progress(series: Mapping[str, Sequence[tuple[float, float]]], title: str, xl
                 label=name,
             )
         axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(per_cent())
         axes.set_xlabel(xlabel)
         axes.set_ylabel("word error rate")
         axes.set_title(title)

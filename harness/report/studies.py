@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from rich import box
 from rich.table import Table as ConsoleTable
 from rich.text import Text
 
 from harness import store
 from harness.report import figures
+from harness.report.style import per_cent
 from harness.report.wording import interval_percent, interval_seconds, percent, seconds
 from harness.statistics import Estimate
 
@@ -339,7 +339,10 @@ def _panel(axes: Axes, table: Table, setting: str, measure: str) -> None:
             label=table.described(rows.iloc[0], [others[at] for at in differing]) if named else None,
         )  # fmt: skip
     flat = max(map(len, ticks)) < 12
-    axes.set_xticks(range(len(ticks)), ticks, rotation=0 if flat else 20)
+    if flat:
+        axes.set_xticks(range(len(ticks)), ticks)
+    else:
+        axes.set_xticks(range(len(ticks)), ticks, rotation=20, ha="right", fontsize=8)
     axes.set_xlim(-0.5, len(ticks) - 0.5)
     axes.set_title(table.label(setting))
     axes.margins(y=0.15)
@@ -347,9 +350,9 @@ def _panel(axes: Axes, table: Table, setting: str, measure: str) -> None:
     bottom = min(0.0, lowest) if measure.startswith(("excess", "drift")) else 0.0
     axes.set_ylim(bottom, highest + 0.08 * (highest - bottom))
     if measure in ("wer", "cer"):
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(per_cent())
     if named and len(lines) > 1:
-        axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.12 if flat else -0.3))
+        axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.12 if flat else -0.36))
 
 
 def _drawn(lines: Sequence[Line]) -> Sequence[Line]:

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import Formatter, FuncFormatter
 
 # Each colour is also the key of a CSS variable: in a report the page decides what it looks like, in light, dark and print.
 INK = "#1c2430"
@@ -56,6 +57,11 @@ STYLE: Any = {  # keys as matplotlib spells them
     "path.simplify": True,
 }
 SIZE = (5.0, 3.3)
+
+
+def per_cent() -> Formatter:
+    """Of an axis of fractions: as many digits as its ticks need."""
+    return FuncFormatter(lambda value, _: f"{100 * value:.3g}%")
 
 
 def styled(draw: Callable[[Axes], None], size: tuple[float, float] = SIZE) -> Figure:
