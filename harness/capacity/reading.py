@@ -110,7 +110,8 @@ def rises(found: Found) -> list[tuple[int, Difference]]:
     for streams, cells in sorted(by_streams.items()):
         if streams == 1:
             continue
-        both = idle.join(_by_utterance(cells, found.rising), lsuffix="_idle", rsuffix="_loaded", how="inner")
+        loaded = _by_utterance(cells, found.rising)
+        both = idle.merge(loaded, left_index=True, right_index=True, suffixes=("_idle", "_loaded"))
         blocks = by_streams[1][0].bootstrap_blocks(list(both.index), list(both["speaker_idle"]))
         shift = statistics.paired_shift(both["seconds_idle"].to_numpy(), both["seconds_loaded"].to_numpy(), blocks)
         made.append((streams, shift))

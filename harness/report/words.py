@@ -193,7 +193,7 @@ def kinds_by_delay(cells: Sequence[Cell]) -> list[tuple[str, list[Contrast]]]:
     found, steps = [], []
     for before, after in delay_pairs(cells):
         one, other = (_counts(cell) for cell in (before, after))
-        both = one.join(other, lsuffix="_a", rsuffix="_b", how="inner")
+        both = one.merge(other, left_index=True, right_index=True, suffixes=("_a", "_b"))
         blocks = before.bootstrap_blocks(list(both.index), list(both["speaker_a"]))
         streams = (
             f", {before.run.config.concurrency} at once" if len({c.run.config.concurrency for c in cells}) > 1 else ""
