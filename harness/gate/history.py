@@ -124,10 +124,10 @@ def conclude(found: Sequence[Series]) -> list[str]:
     quiet = [series for series in found if not series.levels and not series.too_short]
     short = [series for series in found if series.too_short]
     if quiet:
-        said.append(f"{len(quiet)} series: no change beyond what is allowed can be told, over {_lengths(quiet)} runs.")
+        said.append(f"{len(quiet)} series: no change beyond what is allowed can be told, over {_lengths(quiet)}.")
     if short:
         said.append(
-            f"{len(short)} series: cannot tell, they have {_lengths(short)} runs and {shortest_that_tells()} are the fewest that can "
+            f"{len(short)} series: cannot tell, they have {_lengths(short)} and {shortest_that_tells()} are the fewest that can "
             "show a change."
         )
     if found:
@@ -137,7 +137,7 @@ def conclude(found: Sequence[Series]) -> list[str]:
 
 def _lengths(series: Sequence[Series]) -> str:
     few, many = min(len(one.values) for one in series), max(len(one.values) for one in series)
-    return str(few) if few == many else f"{few} to {many}"
+    return f"{few} to {many} runs" if few < many else f"{few} run{'s' if few != 1 else ''}"
 
 
 def frame(found: Sequence[Series]) -> pd.DataFrame:

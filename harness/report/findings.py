@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from harness.report.cells import Cell, delay_pairs, wer_change
 from harness.report.wording import (
     bracketed,
+    interval_percent,
     interval_points,
     interval_seconds,
     percent,
@@ -14,7 +15,7 @@ from harness.report.wording import (
     seconds,
     signed_points,
 )
-from harness.statistics import Difference
+from harness.statistics import Bootstrap, Difference, ratio_of_sums
 from harness.store import Run
 
 
@@ -126,7 +127,16 @@ def _missing(cells: Sequence[Cell]) -> Iterable[str]:
     ]
     if shares and max(shares) > 0:
         missed = _span([share * 100 for share in shares], " %")
+        missed += f" {_missing_interval(cells[0])}".rstrip() if len(cells) == 1 else ""
         yield f"{missed} of the words were never recognised: they have no latency, and no latency figure speaks for them."
+
+
+def _missing_interval(cell: Cell) -> str:
+    rows = cell.scored
+    timed = [len(ends) for ends in rows["word_end_seconds"]]
+    blocks = cell.bootstrap_blocks(list(rows["utterance"]), list(rows["speaker"].fillna("")))
+    share = ratio_of_sums(list(rows["unmatched_words"].fillna(0.0)), timed, blocks, Bootstrap(cell.run.config.seed))
+    return interval_percent(share)
 
 
 def _stalls(cells: Sequence[Cell]) -> Iterable[str]:

@@ -10,7 +10,7 @@ import pandas as pd
 from harness import accuracy, statistics, store
 from harness.accuracy import WordErrors
 from harness.normalise import comparable_names, normaliser
-from harness.report.cells import Cell
+from harness.report.cells import Cell, NoRunsError
 from harness.report.figures import Mark
 from harness.report.wording import interval_points, percent, percent_with_interval, signed_points
 from harness.statistics import Bootstrap, Difference, Estimate
@@ -108,7 +108,14 @@ def choices(cell: Cell, counted: Sequence[Recount]) -> list[Choice]:
 
 
 def rates(cells: Sequence[Cell]) -> list[tuple[Mark, list[tuple[str, Estimate]]]]:
-    """The WER under each normaliser, one series per cell, for `figures.dots`."""
+    """The WER under each normaliser, one series per cell, for `charts.dots`.
+
+    Raises:
+        NoRunsError: a run that was scored before this was counted.
+    """
+    for cell in cells:
+        if not cell.scores.accuracy.sensitivity:
+            raise NoRunsError(f"{cell.folder} has no WER by normaliser: run `earmark score {cell.folder}` first")
     return [(cell.mark, [(one.normaliser, one.wer) for one in cell.scores.accuracy.sensitivity]) for cell in cells]
 
 

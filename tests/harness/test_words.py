@@ -64,8 +64,9 @@ def test_with_too_few_recordings_nothing_is_told(pair: list[Cell]) -> None:
 
 
 def test_an_utterance_is_marked_word_by_word(pair: list[Cell]) -> None:
-    marked = words.marked("Turn the lights off, please.", "turn lights now off trees", pair[0])
-    assert marked == "turn [−the] lights [+now] off [please→trees]"
+    assert words.marked("Turn the lights off.", "turn a lights off", pair[0]) == "turn [the→a] lights off"
+    assert words.marked("We go home tonight.", "we go tonight", pair[0]) == "we go [−home] tonight"
+    assert words.marked("We go home tonight.", "we go home tonight then", pair[0]) == "we go home tonight [+then]"
 
 
 def test_counts_under_each_normaliser_are_those_of_the_scores(pair: list[Cell]) -> None:
