@@ -19,7 +19,10 @@
 # in a second way.
 
 # %%
-# %matplotlib inline
+import style
+
+style.use()
+
 from harness import report
 from harness.report import figures
 from harness.report.cells import (
@@ -52,10 +55,12 @@ report.numbers(cells)
 # between it and the curve is the price of serving.
 
 # %%
-figures.distribution([curve(c, "word_emission_latency", nominal=True) for c in cells], "Word latency")
+figures.distribution(
+    [curve(c, "word_emission_latency", nominal=True) for c in cells], "Word latency", "word latency (s)"
+)
 
 # %%
-figures.distribution([curve(c, "time_to_final") for c in cells], "Time to final")
+figures.distribution([curve(c, "time_to_final") for c in cells], "Time to final", "time to final (s)")
 
 # %% [markdown]
 # ## One utterance as it happened

@@ -19,16 +19,18 @@
 # `nox -s bench -- --delay-ms 160,480,960,2400`.
 
 # %%
-# %matplotlib inline
+import style
+
+style.use()
+
 from harness import report
 from harness.report import figures
 from harness.report.cells import (
-    PUBLISHED_LABEL,
-    PUBLISHED_VOXTRAL,
     chosen_folders,
     curve,
     delay_steps,
     load,
+    published_for,
     trade,
     wer_by_delay,
 )
@@ -42,10 +44,10 @@ print(len({c.run.config.delay_ms for c in cells}), "delays,", len(cells), "cells
 # %% [markdown]
 # ## Accuracy by delay
 #
-# The published curve is a faint reference for the shape: another model, another corpus.
+# Where the model is a Voxtral, the published curve of the large one on another corpus lies behind, for its shape.
 
 # %%
-figures.rate_by_delay(wer_by_delay(cells), published=(PUBLISHED_LABEL, PUBLISHED_VOXTRAL))
+figures.rate_by_delay(wer_by_delay(cells), published=published_for(cells))
 
 # %% [markdown]
 # The cells replay the same utterances, so differences are compared utterance by utterance, which is far sharper than comparing the
@@ -58,10 +60,14 @@ delay_steps(cells)
 # ## Latency by delay
 
 # %%
-figures.quantile_rows([(c.mark, c.scores.latency["word_emission_latency"]) for c in cells], "Word latency by cell")
+figures.quantile_rows(
+    [(c.mark, c.scores.latency["word_emission_latency"]) for c in cells], "Word latency by cell", "word latency (s)"
+)
 
 # %%
-figures.distribution([curve(c, "word_emission_latency", nominal=True) for c in cells], "Word latency")
+figures.distribution(
+    [curve(c, "word_emission_latency", nominal=True) for c in cells], "Word latency", "word latency (s)"
+)
 
 # %% [markdown]
 # ## The trade: lower left is better

@@ -19,7 +19,10 @@
 # `nox -s study -- studies/gpu-tuning.toml`. Where there is none it makes an example of two servers and four cells, in half a minute.
 
 # %%
-# %matplotlib inline
+import style
+
+style.use()
+
 import os
 import tempfile
 from pathlib import Path

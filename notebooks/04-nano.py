@@ -20,7 +20,10 @@
 # `nox -s bench -- --engine vllm --delay-ms 80,160,480,960,2400 --concurrency 16`.
 
 # %%
-# %matplotlib inline
+import style
+
+style.use()
+
 import json
 from pathlib import Path
 
@@ -90,7 +93,9 @@ wer_by_speaker(cells).style.format({"wer": "{:.1%}", "low": "{:.1%}", "high": "{
 # model's own.
 
 # %%
-figures.distribution([curve(c, "word_emission_latency", nominal=True) for c in cells], "Word latency")
+figures.distribution(
+    [curve(c, "word_emission_latency", nominal=True) for c in cells], "Word latency", "word latency (s)"
+)
 
 # %% [markdown]
 # ## What it confuses

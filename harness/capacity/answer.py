@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import store
-from harness.capacity.limits import LATENCIES
+from harness.capacity.limits import LATENCIES, NO_LATENCIES
 from harness.capacity.measuring import Judged, Result
 from harness.capacity.search import Purpose, Verdict
 from harness.statistics import Estimate
@@ -125,23 +125,21 @@ def _figure(value: float | None, factor: float, digits: int) -> str:
     return "-" if value is None else f"{factor * value:.{digits}f}"
 
 
-def ladder_figure(result: Result) -> Figure:
-    """The ladder as a picture: the first limited latency over the number of streams."""
+def ladder_figure(told: Mapping[str, Any]) -> Figure:
+    """The ladder of a capacity.json as a picture: the first limited latency over the number of streams."""
     from harness.report.figures import Rung, capacity_ladder
 
-    name = next(iter(result.search.limits.latencies), "word_p95")
+    limits, answer = told["limits"], told["streams"]
+    name = next((name for name in limits if name not in NO_LATENCIES), "word_p95")
     kind, _, quantile = name.rpartition("_")
-    rungs = [
-        Rung(one.rung.streams, _estimate(one.judgement.measures, name), _HOLDS[one.judgement.verdict])
-        for one in result.rungs
-    ]
-    delay = "" if result.search.delay_ms is None else f" at delay {result.search.delay_ms} ms"
-    answer = result.answer.streams if result.answer is not None else 0
+    rungs = [Rung(one["streams"], _estimate(one, name), _HOLDS[Verdict(one["verdict"])]) for one in told["ladder"]]
+    delay = "" if told["delay_ms"] is None else f" at delay {told['delay_ms']} ms"
+    held = f"{answer} stream{'s' if answer != 1 else ''} within the limits{delay}"
     return capacity_ladder(
         rungs,
-        result.search.limits.latencies.get(name),
-        answer,
-        f"{answer} stream{'s' if answer != 1 else ''} within the limits{delay}" if result.answer else "No answer yet",
+        limits.get(name),
+        answer or 0,
+        held if told["complete"] else "No answer yet",
         f"{LATENCIES[kind][1]} {quantile} (s)",
     )
 
@@ -161,7 +159,7 @@ def write(result: Result) -> list[Path]:
 
     paths = [result.folder / name for name in ("capacity.json", "ladder.png", "ladder.svg")]
     store.write_bytes(paths[0], (json.dumps(as_json(result), indent=1) + "\n").encode())
-    figure = ladder_figure(result)
+    figure = ladder_figure(as_json(result))
     for path in paths[1:]:
         figure.savefig(path, dpi=160, facecolor=PAPER)
     return paths

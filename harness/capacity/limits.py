@@ -22,6 +22,9 @@ LATENCIES: Mapping[str, tuple[str, str]] = {
 }
 """What may be limited: the measure behind each name, and what people call it."""
 
+NO_LATENCIES = ("errors", "drift", "wer")
+"""What may be limited besides."""
+
 QUANTILES = ("p50", "p90", "p95", "p99")
 WORD_ALLOWANCE_SECONDS = 0.4
 """Beyond the transcription delay, where no other limit is given."""
@@ -88,7 +91,7 @@ def parse(settings: Iterable[str], delay_ms: int | None) -> Limits:
         name = name.strip()
         kind, _, quantile = name.rpartition("_")
         known = kind in LATENCIES and quantile in QUANTILES
-        if not known and name not in ("errors", "drift", "wer"):
+        if not known and name not in NO_LATENCIES:
             raise LimitError(f"--slo {setting}: {NAMES} is expected, or =off")
         number = _number(value.strip(), setting)
         if not known:

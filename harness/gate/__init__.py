@@ -1,9 +1,9 @@
 """Whether runs are worse than others: verdicts, what they allow, how they are shown, and since when."""
 
 from harness.gate.calibration import Calibration, Proposal, propose
-from harness.gate.history import Level, Series, appended, as_rows, read_history, since_when
+from harness.gate.history import Level, Series, appended, as_rows, collected, known, read_history, since_when
 from harness.gate.matching import COMMON_GROUND
-from harness.gate.outputs import benchmark, github, junit, markdown, summary, table
+from harness.gate.outputs import benchmark, frame, github, junit, markdown, summary, table
 from harness.gate.records import Baseline, CellRecord, opened, pooled, read, save
 from harness.gate.testing import Test
 from harness.gate.tolerances import (
@@ -42,13 +42,16 @@ __all__ = [
     "as_rows",
     "as_toml",
     "benchmark",
+    "collected",
     "compare",
     "compare_runs",
     "could_have_seen",
     "decide",
+    "frame",
     "github",
     "judge",
     "junit",
+    "known",
     "markdown",
     "opened",
     "pooled",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree as ET
 
+import pandas as pd
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -42,6 +43,11 @@ def row(judged: Judged) -> list[str]:
         f"{SYMBOLS[judged.verdict]} {judged.verdict}",
         judged.remark if test.paired else f"{judged.remark} (unpaired)".strip(),
     ]
+
+
+def frame(result: GateResult) -> pd.DataFrame:
+    """The same table for a notebook."""
+    return pd.DataFrame([row(judged) for judged in result.judged], columns=list(HEAD))
 
 
 # --- terminal --------------------------------------------------------------------------------------------------------------

@@ -114,8 +114,7 @@ def chosen_folders(
     ``whole_bench`` takes, for each delay and concurrency, the newest run that agrees with the newest of all in everything else.
     With ``dataset`` runs over others do not count. Raises `NoRunsError` with what to do when there is none.
     """
-    named = os.environ.get("EARMARK_RUNS", "")
-    places = [Path(place) for place in named.split(os.pathsep) if place] or [root]
+    named, places = _places(root)
     found = [folder for place in places for folder in _run_folders(place) if _is_over(dataset, folder)]
     if not found:
         where = f"EARMARK_RUNS={named}" if named else f"{root.resolve()}"
@@ -136,6 +135,16 @@ def chosen_folders(
         if _but_for_cell(run.config) == _but_for_cell(first):
             cells.setdefault((run.config.delay_ms, run.config.concurrency), folder)
     return list(cells.values())
+
+
+def every_folder(root: Path = Path("reports/runs")) -> list[Path]:
+    """All scored runs in the places of `chosen_folders`; none where there are none."""
+    return [folder for place in _places(root)[1] for folder in _run_folders(place)]
+
+
+def _places(root: Path) -> tuple[str, list[Path]]:
+    named = os.environ.get("EARMARK_RUNS", "")
+    return named, [Path(place) for place in named.split(os.pathsep) if place] or [root]
 
 
 def _run_folders(place: Path) -> list[Path]:
@@ -369,7 +378,7 @@ def trade(
 
 def _concurrency_mark(concurrency: int, place: int) -> Mark:
     label = f"{concurrency} stream{'s' if concurrency != 1 else ''} at once"
-    return Mark(label, figures.SERIES[place % len(figures.SERIES)], figures.DASHES[place % len(figures.DASHES)])
+    return figures.mark(label, place)
 
 
 def load_lines(cell: Cell, column: str, scale: float = 1.0) -> list[tuple[str, Line]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,56 +12,21 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from harness.report.style import DASHES as DASHES
+from harness.report.style import INK as INK
+from harness.report.style import MARKERS as MARKERS
+from harness.report.style import MUTED as MUTED
+from harness.report.style import PAPER as PAPER
+from harness.report.style import SERIES as SERIES
+from harness.report.style import SIZE as SIZE
+from harness.report.style import STYLE as STYLE
+from harness.report.style import THEME as THEME
+from harness.report.style import per_cent, styled
 from harness.statistics import Distribution, Estimate
 
-# Each colour is also the key of a CSS variable: in a report the page decides what it looks like, in light, dark and print.
-INK = "#1c2430"
-MUTED = "#5b6676"
-GRID = "#dfe4ea"
-PAPER = "#fefefe"
-# Okabe and Ito's colours, darkened where thin lines on white asked for it, and ordered so that neighbours differ in lightness:
-# they survive colour-blindness and, with the line styles, a grey print.
-SERIES = ("#0b4f8a", "#d55e00", "#017a5b", "#b3599a", "#8a6d00", "#4aa3df")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.6, 1.2, 1.6)))
-THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
-    colour: f"--s{i}" for i, colour in enumerate(SERIES)
-}
-
-STYLE: Any = {  # keys as matplotlib spells them
-    "svg.fonttype": "none",
-    "svg.hashsalt": "earmark",
-    "font.size": 10,
-    "font.family": "sans-serif",
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.facecolor": "none",
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.facecolor": "none",
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5.5,
-    "path.simplify": True,
-}
-SIZE = (5.0, 3.3)
 CURVE_POINTS = (
     400  # an empirical distribution is drawn with at most so many steps: finer is not visible and costs bytes
 )
@@ -71,11 +36,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How a series is told apart: by colour, by line style and by its label."""
+    """How a series is told apart: by colour, by line style, by the symbol of its points and by its label."""
 
     label: str
     colour: str = SERIES[0]
     dash: Any = "-"
+    symbol: str = MARKERS[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +71,11 @@ class Point:
     estimate: Estimate
 
 
+def mark(label: str, place: int) -> Mark:
+    """The mark of the so-manieth series of a plot."""
+    return Mark(label, SERIES[place % len(SERIES)], DASHES[place % len(DASHES)], MARKERS[place % len(MARKERS)])
+
+
 def marks(cells: Sequence[tuple[int | None, int]]) -> list[Mark]:
     """One mark per ``(delay in ms, concurrency)``: the delay picks the colour, the concurrency the line style."""
     delays = sorted({delay for delay, _ in cells}, key=lambda delay: -1 if delay is None else delay)
@@ -121,17 +92,14 @@ def marks(cells: Sequence[tuple[int | None, int]]) -> list[Mark]:
         if one_delay:
             hue = dash
         made.append(
-            Mark(", ".join(words), SERIES[hue % len(SERIES)], DASHES[(hue if one_concurrency else dash) % len(DASHES)])
+            Mark(
+                ", ".join(words),
+                SERIES[hue % len(SERIES)],
+                DASHES[(hue if one_concurrency else dash) % len(DASHES)],
+                MARKERS[(hue if one_concurrency else dash) % len(MARKERS)],
+            )
         )
     return made
-
-
-def styled(draw: Callable[[Axes], None], size: tuple[float, float] = SIZE) -> Figure:
-    """A figure of one panel in the house style; nothing global is touched."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot())
-    return figure
 
 
 def rate_by_delay(
@@ -148,7 +116,7 @@ def rate_by_delay(
                 *zip(*points, strict=True), color=MUTED, linewidth=1, marker="x", markersize=4, alpha=0.7, label=label
             )
         ticks = set()
-        top = 0.0
+        top = 0.0 if published is None else max(rate for _, rate in published[1])
         for index, (mark, points_of) in enumerate(series):
             spread = 1.025 ** (index - (len(series) - 1) / 2)  # side by side, so that intervals do not hide each other
             known = [(p.x, p.estimate) for p in points_of if p.estimate.value is not None]
@@ -159,8 +127,8 @@ def rate_by_delay(
             ticks |= {float(at) for at in x}
             top = max(top, *high, 0.0)
             axes.errorbar(
-                x * spread, y, yerr=[y - low, high - y], color=mark.colour, linestyle=mark.dash, marker="o",
-                capsize=3, elinewidth=1.2, label=mark.label,
+                x * spread, y, yerr=[y - low, high - y], color=mark.colour, linestyle=mark.dash,
+                marker=mark.symbol, capsize=3, elinewidth=1.2, label=mark.label,
             )  # fmt: skip
             for at, value, above in zip(x, y, high, strict=True):
                 if len(series) == 1:
@@ -172,8 +140,9 @@ def rate_by_delay(
         axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
         axes.set_xlim(min(ticks, default=80) / 1.25, max(ticks, default=2400) * 1.25)
         axes.set_ylim(0, top * 1.18 or 1)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(per_cent())
         axes.set_xlabel("transcription delay (ms, log scale)")
+        axes.set_ylabel("word error rate")
         axes.set_title(title)
         if len(series) > 1 or published is not None:
             axes.figure.legend(loc="outside lower center", ncols=2)
@@ -207,7 +176,7 @@ def error_split(rows: Sequence[tuple[str, float, float, float]], title: str = "W
         axes.set_yticks(y, [row[0] for row in rows])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_formatter(per_cent())
         axes.set_xlabel("errors per reference word")
         axes.set_title(title)
         axes.figure.legend(loc="outside lower center", ncols=3)
@@ -234,7 +203,7 @@ def distribution(curves: Sequence[Curve], title: str, xlabel: str = "seconds") -
         beyond = _quantile_window(axes, drawn) if drawn else ""
         axes.set_ylim(0, 1.02)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 0.95])
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(per_cent())
         axes.set_xlabel(f"{xlabel} ({beyond})" if beyond else xlabel)
         axes.set_title(title)
         if drawn:
@@ -266,7 +235,15 @@ def _whisker(axes: Axes, curve: Curve, estimate: Estimate | None, share: float) 
             alpha=0.45,
             zorder=3,
         )
-    axes.plot([estimate.value], [height], "o", color=curve.mark.colour, markeredgecolor=PAPER, markersize=6, zorder=4)
+    axes.plot(
+        [estimate.value],
+        [height],
+        curve.mark.symbol,
+        color=curve.mark.colour,
+        markeredgecolor=PAPER,
+        markersize=6,
+        zorder=4,
+    )
 
 
 def _quantile_window(axes: Axes, curves: Sequence[Curve]) -> str:
@@ -394,7 +371,7 @@ def trade_off(
                 linestyle=mark.dash,
                 linewidth=1,
                 alpha=0.6,
-                marker="o",
+                marker=mark.symbol,
                 label=mark.label,
             )
             for label, x, y in points:
@@ -408,7 +385,7 @@ def trade_off(
                 reach.append(y.high or y.value)
         axes.set_ylim(0, max(reach) * 1.15 or 1)
         axes.set_xlim(0, axes.get_xlim()[1] * 1.1)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(per_cent())
         axes.set_xlabel(xlabel)
         axes.set_ylabel("word error rate")
         axes.set_title(title)
@@ -509,8 +486,10 @@ def rates(series: Sequence[tuple[Mark, Floats, Floats]], title: str, xlabel: str
 
     def draw(axes: Axes) -> None:
         for mark, x, y in series:
-            axes.plot(x, y, "o", color=mark.colour, alpha=0.65, markersize=4, markeredgewidth=0, label=mark.label)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.plot(
+                x, y, mark.symbol, color=mark.colour, alpha=0.65, markersize=4, markeredgewidth=0, label=mark.label
+            )
+        axes.yaxis.set_major_formatter(per_cent())
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.set_title(title)
@@ -529,15 +508,16 @@ def progress(series: Mapping[str, Sequence[tuple[float, float]]], title: str, xl
             axes.plot(
                 x,
                 y,
-                marker="o",
+                marker=MARKERS[place % len(MARKERS)],
                 markersize=3,
                 color=SERIES[place % len(SERIES)],
                 linestyle=DASHES[place % len(DASHES)],
                 label=name,
             )
         axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(per_cent())
         axes.set_xlabel(xlabel)
+        axes.set_ylabel("word error rate")
         axes.set_title(title)
         axes.legend()
 

@@ -6,13 +6,16 @@ from collections.abc import Iterable, Sequence
 
 from harness.report.cells import Cell, delay_pairs, wer_change
 from harness.report.wording import (
+    bracketed,
+    interval_percent,
     interval_points,
+    interval_seconds,
     percent,
     percent_with_interval,
     seconds,
     signed_points,
 )
-from harness.statistics import Difference
+from harness.statistics import Bootstrap, Difference, ratio_of_sums
 from harness.store import Run
 
 
@@ -109,11 +112,10 @@ def _concentration(cells: Sequence[Cell]) -> Iterable[str]:
 
 
 def _excess(cells: Sequence[Cell]) -> Iterable[str]:
-    values = [
-        d.p50.value for cell in cells if (d := cell.scores.latency.get("excess_latency")) and d.p50.value is not None
-    ]
-    if values:
-        cost = _span([value * 1000 for value in values], " ms")
+    medians = [d.p50 for cell in cells if (d := cell.scores.latency.get("excess_latency")) and d.p50.value is not None]
+    if medians:
+        cost = _span([(one.value or 0.0) * 1000 for one in medians], " ms")
+        cost += f" {bracketed(medians[0], 1000, 0)}".rstrip() if len(medians) == 1 else ""
         yield f"Beyond the transcription delay itself, serving, network and packets cost {cost} at the median stream."
 
 
@@ -125,7 +127,16 @@ def _missing(cells: Sequence[Cell]) -> Iterable[str]:
     ]
     if shares and max(shares) > 0:
         missed = _span([share * 100 for share in shares], " %")
+        missed += f" {_missing_interval(cells[0])}".rstrip() if len(cells) == 1 else ""
         yield f"{missed} of the words were never recognised: they have no latency, and no latency figure speaks for them."
+
+
+def _missing_interval(cell: Cell) -> str:
+    rows = cell.scored
+    timed = [len(ends) for ends in rows["word_end_seconds"]]
+    blocks = cell.bootstrap_blocks(list(rows["utterance"]), list(rows["speaker"].fillna("")))
+    share = ratio_of_sums(list(rows["unmatched_words"].fillna(0.0)), timed, blocks, Bootstrap(cell.run.config.seed))
+    return interval_percent(share)
 
 
 def _stalls(cells: Sequence[Cell]) -> Iterable[str]:
@@ -233,4 +244,6 @@ def choose_delay(cells: Sequence[Cell]) -> str:
 
 def _median_word(cell: Cell) -> str:
     latency = cell.scores.latency.get("word_emission_latency")
-    return "an unknown time" if latency is None or latency.p50.value is None else seconds(latency.p50.value)
+    if latency is None or latency.p50.value is None:
+        return "an unknown time"
+    return f"{seconds(latency.p50.value)} {interval_seconds(latency.p50)}".rstrip()

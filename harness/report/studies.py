@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from rich import box
 from rich.table import Table as ConsoleTable
 from rich.text import Text
 
 from harness import store
 from harness.report import figures
+from harness.report.style import per_cent
 from harness.report.wording import interval_percent, interval_seconds, percent, seconds
 from harness.statistics import Estimate
 
@@ -130,12 +130,16 @@ def read(path: Path) -> Table:
     return Table(path, frame, varied, {name: shortened(texts[name]) for name in varied})
 
 
-def newest(root: Path = STUDIES) -> Path | None:
-    """The study that ``EARMARK_STUDY`` names (a folder or its study.parquet), else the one measured last under ``root``."""
+def newest(root: Path = STUDIES, varying: str | None = None) -> Path | None:
+    """The study that ``EARMARK_STUDY`` names (a folder or its study.parquet), else the one measured last under ``root``.
+
+    With ``varying`` only studies count in which that setting differs between cells.
+    """
     if named := os.environ.get("EARMARK_STUDY"):
-        return Path(named)
-    found = sorted(root.glob("*/study.parquet"), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
+        found = [Path(named)]
+    else:
+        found = sorted(root.glob("*/study.parquet"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in found if varying is None or varying in read(path).varied), None)
 
 
 def spelt(value: object, setting: str) -> str:
@@ -328,21 +332,27 @@ def _panel(axes: Axes, table: Table, setting: str, measure: str) -> None:
         low = np.array([found.value if found.low is None else found.low for _, found in known], dtype=float)
         high = np.array([found.value if found.high is None else found.high for _, found in known], dtype=float)
         axes.errorbar(
-            x, y, yerr=[np.maximum(y - low, 0), np.maximum(high - y, 0)], color=colour, marker="o", capsize=3,
+            x, y, yerr=[np.maximum(y - low, 0), np.maximum(high - y, 0)], color=colour, capsize=3,
+            marker=figures.MARKERS[number % len(figures.MARKERS)] if named else "o",
             elinewidth=1.2, linewidth=1.4, alpha=1 if named else 0.45,
             linestyle=figures.DASHES[number % len(figures.DASHES)] if named else "-",
             label=table.described(rows.iloc[0], [others[at] for at in differing]) if named else None,
         )  # fmt: skip
     flat = max(map(len, ticks)) < 12
-    axes.set_xticks(range(len(ticks)), ticks, rotation=0 if flat else 20)
+    if flat:
+        axes.set_xticks(range(len(ticks)), ticks)
+    else:
+        axes.set_xticks(range(len(ticks)), ticks, rotation=20, ha="right", fontsize=8)
     axes.set_xlim(-0.5, len(ticks) - 0.5)
     axes.set_title(table.label(setting))
     axes.margins(y=0.15)
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if measure.startswith(("excess", "drift")) else 0)
+    lowest, highest = axes.get_ylim()
+    bottom = min(0.0, lowest) if measure.startswith(("excess", "drift")) else 0.0
+    axes.set_ylim(bottom, highest + 0.08 * (highest - bottom))
     if measure in ("wer", "cer"):
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(per_cent())
     if named and len(lines) > 1:
-        axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.12 if flat else -0.3))
+        axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.12 if flat else -0.36))
 
 
 def _drawn(lines: Sequence[Line]) -> Sequence[Line]:

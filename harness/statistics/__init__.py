@@ -1,6 +1,6 @@
 """Intervals, tests and change points: how sure a figure is, whether two differ, and since when."""
 
-from harness.statistics.changes import LONGEST_SERIES, Change, change_points, smallest_series
+from harness.statistics.changes import LEAST_ON_A_SIDE, LONGEST_SERIES, Change, change_points, smallest_series
 from harness.statistics.comparisons import (
     Difference,
     detectable_events,
@@ -10,6 +10,7 @@ from harness.statistics.comparisons import (
     paired_shift,
     paired_wer_difference,
     rank_shift,
+    ratio_difference,
 )
 from harness.statistics.intervals import (
     CONFIDENCE,
@@ -32,6 +33,7 @@ from harness.statistics.intervals import (
 __all__ = [
     "CONFIDENCE",
     "FEW_BLOCKS",
+    "LEAST_ON_A_SIDE",
     "LONGEST_SERIES",
     "POWER",
     "RESAMPLES",
@@ -54,6 +56,7 @@ __all__ = [
     "paired_shift",
     "paired_wer_difference",
     "rank_shift",
+    "ratio_difference",
     "ratio_of_sums",
     "resampling_block",
     "smallest_series",

@@ -70,6 +70,39 @@ def paired_wer_difference(
     return _from_draws(resampled_ratio(change, words, blocks, bootstrap), count, test)
 
 
+def ratio_difference(
+    errors: Sequence[float],
+    words: Sequence[float],
+    other_errors: Sequence[float],
+    other_words: Sequence[float],
+    blocks: Sequence[Hashable],
+    bootstrap: Bootstrap,
+) -> Difference:
+    """One rate less another, each a sum over a sum of the same units, by a bootstrap over their blocks.
+
+    Two rates of the same utterances with denominators of their own (two normalisers), or of parts of them (one speaker and the rest):
+    blocks are drawn for both at once, so what they have in common is kept. Each side needs blocks enough of its own.
+    """
+    columns = np.column_stack([errors, words, other_errors, other_words]).astype(np.float64)
+    of, units = bootstrap.units(blocks)
+    by_unit = np.zeros((units, 4))
+    np.add.at(by_unit, of, columns)
+    test = "block bootstrap of two rates"
+    totals = by_unit.sum(axis=0)
+    count = int(min(np.count_nonzero(by_unit[:, 1]), np.count_nonzero(by_unit[:, 3]))) if units else 0
+    if not totals[1] or not totals[3]:
+        return Difference(None, None, None, None, count, None, test, "nothing to divide by")
+    value = float(totals[2] / totals[3] - totals[0] / totals[1])
+    if not by_unit[:, 0].any() or not by_unit[:, 2].any():
+        return Difference(value, None, None, None, count, None, test, "no errors on one side: nothing to resample")
+    if count < minimum_n(0.5):
+        return Difference(value, None, None, None, count, None, test, too_few(count, minimum_n(0.5)))
+    sums = bootstrap.weights(units).astype(np.float64) @ by_unit
+    sums = sums[(sums[:, 1] > 0) & (sums[:, 3] > 0)]
+    draws = sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1]
+    return _from_draws(Resampled(value, draws, count), count, test)
+
+
 def paired_quantile_difference(
     values: Sequence[float],
     others: Sequence[float],
