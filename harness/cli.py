@@ -14,6 +14,7 @@ from harness.commands import compare as commands_compare
 from harness.commands import gate as commands_gate
 from harness.commands import history as commands_history
 from harness.commands import load as loads
+from harness.commands import report as commands_report
 from harness.commands.align import align_dataset
 from harness.commands.capacity import capacity as capacity_command
 from harness.commands.drivers import DriverOption, options_of
@@ -330,6 +331,11 @@ def _check_normaliser(name: str) -> None:
         raise UsageError(f"--normaliser: {error}") from None
 
 
+def show(folders: list[Path], page: Path | None, terminal: _Terminal) -> Path | None:
+    """For commands in files of their own."""
+    return _show(folders, page, terminal)
+
+
 def terminal(*, everything_to_stderr: bool = False) -> _Terminal:
     """For commands in files of their own."""
     return _Terminal(everything_to_stderr=everything_to_stderr)
@@ -492,18 +498,7 @@ def score(
     return OK
 
 
-@app.command()
-def report(
-    runs: Runs,
-    out: Annotated[
-        Path | None, typer.Option(help="The HTML file to write.", show_default="beside the first run")
-    ] = None,
-) -> int:
-    """Write one HTML report about scored runs."""
-    _show(_expand(runs), out or runs[0] / "report.html", _Terminal())
-    return OK
-
-
+app.command()(commands_report.report)
 app.command()(commands_gate.gate)
 app.command()(commands_compare.compare)
 app.command()(commands_history.history)

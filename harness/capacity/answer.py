@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import store
-from harness.capacity.limits import LATENCIES
 from harness.capacity.measuring import Judged, Result
 from harness.capacity.search import Purpose, Verdict
-from harness.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -127,30 +124,9 @@ def _figure(value: float | None, factor: float, digits: int) -> str:
 
 def ladder_figure(result: Result) -> Figure:
     """The ladder as a picture: the first limited latency over the number of streams."""
-    from harness.report.figures import Rung, capacity_ladder
+    from harness.report import ladders
 
-    name = next(iter(result.search.limits.latencies), "word_p95")
-    kind, _, quantile = name.rpartition("_")
-    rungs = [
-        Rung(one.rung.streams, _estimate(one.judgement.measures, name), _HOLDS[one.judgement.verdict])
-        for one in result.rungs
-    ]
-    delay = "" if result.search.delay_ms is None else f" at delay {result.search.delay_ms} ms"
-    answer = result.answer.streams if result.answer is not None else 0
-    return capacity_ladder(
-        rungs,
-        result.search.limits.latencies.get(name),
-        answer,
-        f"{answer} stream{'s' if answer != 1 else ''} within the limits{delay}" if result.answer else "No answer yet",
-        f"{LATENCIES[kind][1]} {quantile} (s)",
-    )
-
-
-_HOLDS = {Verdict.HOLDS: True, Verdict.FAILS: False, Verdict.UNCLEAR: None}
-
-
-def _estimate(measures: Mapping[str, float | None], name: str) -> Estimate:
-    return Estimate(measures.get(name), measures.get(f"{name}_low"), measures.get(f"{name}_high"))
+    return ladders.figure(ladders.from_json(as_json(result), result.folder))
 
 
 def write(result: Result) -> list[Path]:

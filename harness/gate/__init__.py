@@ -3,7 +3,7 @@
 from harness.gate.calibration import Calibration, Proposal, propose
 from harness.gate.history import Level, Series, appended, as_rows, read_history, since_when
 from harness.gate.matching import COMMON_GROUND
-from harness.gate.outputs import benchmark, github, junit, markdown, summary, table
+from harness.gate.outputs import HEAD, benchmark, github, junit, markdown, row, summary, table
 from harness.gate.records import Baseline, CellRecord, opened, pooled, read, save
 from harness.gate.testing import Test
 from harness.gate.tolerances import (
@@ -21,6 +21,7 @@ from harness.gate.verdicts import GateResult, Judged, Verdict, compare, compare_
 
 __all__ = [
     "COMMON_GROUND",
+    "HEAD",
     "METRICS",
     "PROFILES",
     "TOLERANCES",
@@ -56,6 +57,7 @@ __all__ = [
     "read",
     "read_history",
     "read_tolerances",
+    "row",
     "save",
     "since_when",
     "summary",

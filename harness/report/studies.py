@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +20,9 @@ from rich.text import Text
 
 from harness import store
 from harness.report import figures
-from harness.report.wording import interval_percent, interval_seconds, percent, seconds
+from harness.report.blocks import BAD, GOOD, Head, Plot, Row, Value
+from harness.report.blocks import Table as Figures
+from harness.report.wording import interval_percent, interval_seconds, percent, seconds, shortened
 from harness.statistics import Estimate
 
 STUDIES = Path("reports/studies")
@@ -43,7 +44,6 @@ TITLES = {
 }
 ACROSS = 2  # panels beside each other
 NAMED_LINES = 6  # more series than these are drawn alike, without a legend
-LONGEST_VALUE = 28
 LISTED = 6  # settings named in a sentence
 
 
@@ -149,26 +149,6 @@ def spelt(value: object, setting: str) -> str:
             return f"{value:g}"
         case _:
             return str(value)
-
-
-def shortened(texts: Sequence[str]) -> dict[str, str]:
-    """Each text, or where it is long what lies between the common start and the common end of all, whole words of it."""
-    longest = max(map(len, texts), default=0)
-    if longest <= LONGEST_VALUE or len(texts) < 2:
-        return {text: text for text in texts}
-    start = len(re.sub(r"[^\s,;/{}]*$", "", _common_start(texts)))
-    rests = [text[start:] for text in texts]
-    end = len(re.sub(r"[^\s,;/{}]*$", "", _common_start([rest[::-1] for rest in rests])))
-    middles = [f"{'…' if start else ''}{rest[: len(rest) - end]}{'…' if end else ''}" for rest in rests]
-    if max(map(len, middles)) > LONGEST_VALUE:
-        middles = [f"{number}: {middle[:LONGEST_VALUE]}…" for number, middle in enumerate(middles, 1)]
-    return dict(zip(texts, middles, strict=True))
-
-
-def _common_start(texts: Sequence[str]) -> str:
-    shortest = min(texts, key=len)
-    differs = (at for at, letter in enumerate(shortest) if any(text[at] != letter for text in texts))
-    return shortest[: next(differs, len(shortest))]
 
 
 def estimate(row: pd.Series, measure: str) -> Estimate:
@@ -518,3 +498,57 @@ def _named(table: Table, rows: Sequence[pd.Series]) -> str:
 
 def _or_inf(value: float) -> float:
     return float("inf") if pd.isna(value) else float(value)
+
+
+# ---- on a page -------------------------------------------------------------------------------------------------
+
+BOUND_SECONDS = 1.0
+
+
+def bound_seconds() -> float:
+    """The bound of the latency under which a setting is chosen: ``EARMARK_BOUND_SECONDS``, 1 unless set."""
+    return float(os.environ.get("EARMARK_BOUND_SECONDS", BOUND_SECONDS))
+
+
+def plots(table: Table) -> list[Plot]:
+    """The error rate and the latency over each setting that varies."""
+    made = []
+    for place, measure in enumerate(name for name in (table.rate, table.latency) if name):
+        caption = "Bars are 95 % intervals. A line joins cells that agree in all else; invalid cells are left out."
+        title = f"{TITLES[measure]} by setting"
+        made.append(Plot(figures.svg(by_setting(table, measure), f"setting{place}", title), caption, wide=True))
+    return made
+
+
+def page_table(table: Table) -> Figures:
+    """Every cell with what varies and the headline measures."""
+    frame = numbers(table)
+    settings = [table.label(name) for name in table.varied]
+    rows = [
+        Row(
+            ", ".join(str(row[name]) for name in settings) or "the only setting",
+            [_cell_value(name, str(row[name])) for name in frame.columns if name not in settings],
+        )
+        for _, row in frame.iterrows()
+    ]
+    heads = [Head(", ".join(settings) or "setting", left=True)]
+    return Figures([*heads, *(Head(str(name)) for name in frame.columns if name not in settings)], rows)
+
+
+def _cell_value(name: str, text: str) -> Value:
+    if name == "outcome":
+        return Value(f"✓ {text}", mood=GOOD) if text == "valid" else Value(f"✗ {text}", mood=BAD)
+    figure, bracket, interval = text.partition(" [")
+    return Value(figure or "–", f"[{interval}" if bracket else "")
+
+
+def effects_table(table: Table) -> Figures:
+    """What each step of a setting changes."""
+    frame = effects(table)
+    measures = [name for name in frame.columns if name not in ("setting", "from", "to")]
+    rows = [
+        Row(f"{row['setting']}: {row['from']} → {row['to']}", [Value(str(row[name]) or "–") for name in measures])
+        for _, row in frame.iterrows()
+    ]
+    note = "The median of the differences between cells that agree in all else, and their range."
+    return Figures([Head("step", left=True), *(Head(str(name)) for name in measures)], rows, note=note)
