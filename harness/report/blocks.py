@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # The mood of a value decides its colour; a sign in its text says the same to whoever does not see colours.
 GOOD, BAD, UNSURE = "good", "bad", "unsure"
@@ -54,7 +54,6 @@ class Table:
 
     heads: Sequence[Head]
     rows: Sequence[Row]
-    title: str = ""
     note: str = ""
     glance: bool = False
 
@@ -166,7 +165,7 @@ class Page:
     sections: Sequence[Section]
     caveats: Sequence[str] = ()
     banners: Sequence[Banner] = ()
-    made_from: Sequence[str] = field(default=())
+    made_from: Sequence[str] = ()
 
     @property
     def shown(self) -> list[Section]:

@@ -366,18 +366,18 @@ def worst(cell: Cell, most: int) -> pd.DataFrame:
 
 def worst_together(cells: Sequence[Cell], most: int) -> list[str]:
     """The utterances with most errors over all cells, worst first."""
-    together = sum_of(_errors_by_utterance(cell) for cell in cells)
+    together = _together(_errors_by_utterance(cell) for cell in cells)
     return list(together[together > 0].sort_index().sort_values(ascending=False, kind="stable").head(most).index)
 
 
 def most_changed(cells: Sequence[Cell], most: int) -> list[str]:
     """The utterances whose errors differ most between the two sides, most first, whichever side is the better."""
-    one, other = (sum_of(_errors_by_utterance(cell) for cell in cells if cell.side == side) for side in SIDES)
+    one, other = (_together(_errors_by_utterance(cell) for cell in cells if cell.side == side) for side in SIDES)
     change = (other - one).dropna().abs()
     return list(change[change > 0].sort_index().sort_values(ascending=False, kind="stable").head(most).index)
 
 
-def sum_of(parts: Iterable[pd.Series[float]]) -> pd.Series[float]:
+def _together(parts: Iterable[pd.Series[float]]) -> pd.Series[float]:
     """Series over utterances added up; an utterance that one lacks counts there as nothing."""
     total = pd.Series(dtype=float)
     for part in parts:

@@ -174,7 +174,7 @@ def _rate_over(
             if len(series) == 1 and len(known) <= FEW_POINTS:
                 for at, value, above in zip(x, y, high, strict=True):
                     axes.annotate(
-                        f"{value:.1%}", (at, above), (0, 4), textcoords="offset points", ha="center", fontsize=9
+                        f"{value:.1%}", (at, above), (0, 4), textcoords="offset points", ha="center", fontsize=9.8
                     )
         axes.set_xscale("log", base=base)
         axes.xaxis.set_minor_locator(NullLocator())
@@ -268,7 +268,7 @@ def _bars(axes: Axes, name: str, values: Sequence[tuple[Mark, Estimate]], *, sha
         if found.low is not None and found.high is not None and found.high > found.low:
             axes.plot([found.low, found.high], [at, at], color=INK, linewidth=1.2)
         text = f"{value:.1%}" if share else f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
-        axes.annotate(text, (edge, at), (4, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.annotate(text, (edge, at), (4, 0), textcoords="offset points", va="center", fontsize=9.8)
     axes.set_xlim(0, reach * 1.45 or 1)
     axes.set_yticks(range(len(values)), [mark.label for mark, _ in values])
     axes.set_ylim(len(values) - 0.5, -0.5)
@@ -276,7 +276,7 @@ def _bars(axes: Axes, name: str, values: Sequence[tuple[Mark, Estimate]], *, sha
     axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(name, fontweight="normal", fontsize=9.5, color=MUTED)
+    axes.set_title(name, fontweight="normal", fontsize=10, color=MUTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +333,7 @@ def shifts(rows: Sequence[Shift], title: str) -> Figure:
         axes.set_title(title)
         axes.figure.legend(loc="outside lower center", ncols=3, handletextpad=0.1)
 
-    return styled(draw, (SIZE[0] + 0.6, 1.35 + 0.27 * max(3, len(rows))))
+    return styled(draw, (SIZE[0], 1.35 + 0.27 * max(3, len(rows))))
 
 
 def error_split(rows: Sequence[tuple[str, float, float, float]], title: str = "What the errors are") -> Figure:
@@ -355,7 +355,7 @@ def error_split(rows: Sequence[tuple[str, float, float, float]], title: str = "W
             for at, start, value in zip(y, left, width, strict=True):
                 if value > 0.18 * max(s + d + i for _, s, d, i in rows):
                     axes.text(
-                        start + value / 2, at, f"{value:.1%}", ha="center", va="center", fontsize=9, color=INK,
+                        start + value / 2, at, f"{value:.1%}", ha="center", va="center", fontsize=9.8, color=INK,
                         bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5, "alpha": 0.9},
                     )  # fmt: skip
             left += width
@@ -588,7 +588,7 @@ def trade_off(
                     axes.plot([x.low, x.high], [y.value] * 2, color=mark.colour, linewidth=1.6)
                 if y.low is not None and y.high is not None:
                     axes.plot([x.value] * 2, [y.low, y.high], color=mark.colour, linewidth=1.6)
-                axes.annotate(label, (x.value, y.value), (6, 5), textcoords="offset points", fontsize=9)
+                axes.annotate(label, (x.value, y.value), (6, 5), textcoords="offset points", fontsize=9.8)
                 reach.append(y.high or y.value)
         axes.set_ylim(0, max(reach) * 1.15 or 1)
         axes.set_xlim(0, axes.get_xlim()[1] * 1.1)
@@ -641,7 +641,7 @@ def capacity_ladder(rungs: Sequence[Rung], limit: float | None, answer: int, tit
             axes.axhline(limit, color=INK, linewidth=1.1, linestyle=(0, (4, 2)))
             axes.annotate(
                 f"limit {limit:g} s", (1, limit), (-2, 3), xycoords=("axes fraction", "data"),
-                textcoords="offset points", ha="right", fontsize=9,
+                textcoords="offset points", ha="right", fontsize=9.8,
             )  # fmt: skip
         if answer:
             axes.axvline(answer, color=SERIES[2], linewidth=1.1, linestyle=(0, (1, 2)))
@@ -666,7 +666,7 @@ def capacity_ladder(rungs: Sequence[Rung], limit: float | None, answer: int, tit
         axes.set_title(title)
         axes.figure.legend(loc="outside lower center", ncols=3, handletextpad=0.2, columnspacing=1.2)
 
-    return styled(draw, (SIZE[0] + 0.8, SIZE[1] + 0.3))
+    return styled(draw, (SIZE[0], SIZE[1] + 0.3))
 
 
 def load_over_time(sources: Sequence[tuple[str, Line]], title: str, ylabel: str) -> Figure:

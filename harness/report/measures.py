@@ -11,6 +11,7 @@ import pandas as pd
 from harness.report import figures
 from harness.report.blocks import BAD, GOOD, NOTHING, UNSURE, Head, Row, Table, Value
 from harness.report.cells import Cell
+from harness.report.marking import delay_said
 from harness.report.terms import TERMS
 from harness.report.wording import (
     interval_milliseconds,
@@ -81,10 +82,17 @@ def heads(cells: Sequence[Cell]) -> list[Head]:
 def _head(cell: Cell, cells: Sequence[Cell]) -> Head:
     hue, dash = line_of(cell)
     many = len(cells) > 1
-    told = many and len({one.run.config.concurrency for one in cells}) == 1  # above, for all of them
-    streams = "" if told else streams_said(cell.run.config.concurrency)
     trouble = "" if cell.sound else "invalid" if not cell.scores.valid else "incomplete"
-    return Head(cell.label, "" if "stream" in cell.label else streams, hue if many else None, dash, trouble)
+    alike = many and len({beneath(one) for one in cells}) == 1  # then the line above says it for all of them
+    return Head(cell.label, "" if alike else beneath(cell), hue if many else None, dash, trouble)
+
+
+def beneath(cell: Cell) -> str:
+    """Delay and streams at once, as far as the label does not say them."""
+    delay = delay_said(cell.run.config)
+    parts = ["" if delay in cell.label else delay]
+    parts.append("" if "stream" in cell.label else streams_said(cell.run.config.concurrency))
+    return ", ".join(filter(None, parts))
 
 
 def failed(scores: Scores) -> Value:
@@ -119,9 +127,8 @@ def glance(cells: Sequence[Cell]) -> Table:
     rows = []
     for cell in cells:
         hue, dash = line_of(cell)
-        streams = "" if "stream" in cell.label else streams_said(cell.run.config.concurrency)
         values = [read(cell) for _, read in columns]
-        rows.append(Row(cell.label, values, hue=hue if len(cells) > 1 else None, dash=dash, small=streams))
+        rows.append(Row(cell.label, values, hue=hue if len(cells) > 1 else None, dash=dash, small=beneath(cell)))
     return Table([Head("", left=True), *(head for head, _ in columns)], rows, glance=True)
 
 

@@ -9,7 +9,7 @@ from harness.report import figures
 from harness.report.blocks import BAD, GOOD, UNSURE, Head, Plot, Row, Table, Value
 from harness.report.cells import SIDES, Cell
 from harness.report.figures import Shift
-from harness.report.findings import errors_said, soundness
+from harness.report.findings import at_delay, errors_said, soundness
 from harness.report.plots import MOST_PANELS, plot
 
 LEAD = (
@@ -101,15 +101,16 @@ def deck(cells: Sequence[Cell]) -> str:
     parts = []
     for side in SIDES:
         own = [cell for cell in cells if cell.side == side]
-        names = ", ".join(dict.fromkeys(_described(cell) for cell in own))
+        names = ", ".join(dict.fromkeys(_described(cell, several=len(own) > 1) for cell in own))
         parts.append(f"{side}: {names}; {errors_said(own)}")
     return f"{'. '.join(parts)}. {soundness(cells).capitalize()}."
 
 
-def _described(cell: Cell) -> str:
+def _described(cell: Cell, *, several: bool) -> str:
     config = cell.run.config
     options = " ".join(config.server_options)
-    return f"{config.engine} on {config.dataset}{f' ({options})' if options else ''}{f', {config.label}' if config.label else ''}"
+    said = f"{config.engine} on {config.dataset}{f' ({options})' if options else ''}{f', {config.label}' if config.label else ''}"
+    return said if several else f"{said} {at_delay(cell)}"
 
 
 def plots(comparison: Comparison) -> list[Plot]:

@@ -25,8 +25,9 @@ FAULTS = """
   const say = (what, element, text) => found.push(`${what}: ${element.tagName} ${(text || element.textContent).trim().slice(0, 60)}`);
   if (document.documentElement.scrollWidth > wide) found.push(`the page is ${document.documentElement.scrollWidth} wide on ${wide}`);
   const scrolled = element => element.closest('.wide');
+  const folded = element => element.closest('details:not([open])') && !element.closest('summary');
   for (const element of document.body.querySelectorAll('*')) {
-    if (element.closest('svg') || element.tagName === 'AUDIO') continue;
+    if (element.closest('svg') || element.tagName === 'AUDIO' || folded(element)) continue;
     const box = element.getBoundingClientRect(), style = getComputedStyle(element);
     if (box.width && box.right > wide + 1 && !scrolled(element)) say('beyond the edge', element);
     const scrolls = element.classList.contains('wide');
@@ -52,7 +53,7 @@ FAULTS = """
   const pieces = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const node = walker.currentNode;
-    if (!node.data.trim() || node.parentElement.closest('svg')) continue;
+    if (!node.data.trim() || node.parentElement.closest('svg') || folded(node.parentElement)) continue;
     const range = document.createRange();
     range.selectNodeContents(node);
     for (const box of range.getClientRects()) if (box.width > 1) pieces.push({box, node});
