@@ -310,14 +310,13 @@ def lag_lines(cell: Cell, most: int = figures.LINES_DRAWN) -> list[Line]:
 
     Where the audio ended with words still missing, the last point is the lag at that end.
     """
-    streams = [record for record in store.iter_records(cell.folder) if record.scored and record.outcome is Outcome.OK]
+    ended = cell.scored[cell.scored["outcome"] == Outcome.OK.value]["stream"].to_numpy(int)
+    picked = np.unique(np.linspace(0, len(ended) - 1, min(most, len(ended))).round().astype(int)) if len(ended) else []
+    wanted = {int(ended[place]) for place in picked}
     lines = []
-    picked = (
-        np.unique(np.linspace(0, len(streams) - 1, most).round().astype(int))
-        if len(streams) > most
-        else range(len(streams))
-    )
-    for record in (streams[index] for index in picked):
+    for record in store.iter_records(cell.folder) if wanted else ():
+        if record.stream not in wanted:
+            continue
         points = [(lag.seconds, lag.before if lag.after is None else lag.after) for lag in latency.measure(record).lag]
         if points:
             x, y = np.array(points, dtype=np.float64).T

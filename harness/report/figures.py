@@ -324,7 +324,7 @@ def shifts(rows: Sequence[Shift], title: str) -> Figure:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         if far:
             axes.set_xscale("symlog", linthresh=1)
-            ticks = [tick for tick in (-1000, -100, -10, -1, 0, 1, 10, 100, 1000) if abs(tick) <= reach]
+            ticks = [tick for tick in (-1000, -10, -1, 0, 1, 10, 1000) if abs(tick) <= reach]
             axes.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
             axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(-reach, reach)

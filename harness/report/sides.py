@@ -67,7 +67,7 @@ def headline(comparison: Comparison) -> str:
 
 
 RATES = ("WER", "CER")
-NAMED = 4
+NAMED = 5
 
 
 def _of(comparison: Comparison, verdict: str) -> list[Change]:
@@ -77,7 +77,8 @@ def _of(comparison: Comparison, verdict: str) -> list[Change]:
 def _told(comparison: Comparison, verdict: str) -> str:
     """The measures, error rates first; how many cells each is of, or its figures where there is one cell."""
     found = _of(comparison, verdict)
-    labels = sorted(dict.fromkeys(one.label for one in found), key=lambda label: label not in RATES)
+    share = {one.label: sum(each.label == one.label for each in found) for one in found}
+    labels = sorted(share, key=lambda label: (label not in RATES, -share[label]))
     several = len(_cells(comparison)) > 1
     said = []
     for label in labels[:NAMED]:

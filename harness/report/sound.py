@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 
@@ -23,10 +23,12 @@ COLUMNS = 360
 LENGTH_TOLERANCE_SECONDS = 0.05
 
 
-def recordings(dataset: str, wanted: Mapping[str, tuple[str, float]]) -> dict[str, Utterance]:
+def recordings(
+    dataset: str, wanted: Mapping[str, tuple[str, float]], speakers: Collection[str] = ()
+) -> dict[str, Utterance]:
     """The utterances of a dataset that a run replayed, as far as they are here and the same: ``wanted`` has text and seconds by id."""
     try:
-        corpus = _corpus(dataset)
+        corpus = _corpus(dataset, frozenset(speakers))
     except (CorpusError, OSError):
         return {}
     found = {}
@@ -38,8 +40,9 @@ def recordings(dataset: str, wanted: Mapping[str, tuple[str, float]]) -> dict[st
 
 
 @cache
-def _corpus(dataset: str) -> tuple[Utterance, ...]:
-    return load_mix(dataset, skip_bad=True).utterances
+def _corpus(dataset: str, speakers: frozenset[str]) -> tuple[Utterance, ...]:
+    """Only what these speakers say, where they are named: of a large dataset not every file has to be looked at then."""
+    return load_mix(dataset, skip_bad=True, speakers=speakers).utterances
 
 
 def pcm(utterance: Utterance) -> bytes | None:

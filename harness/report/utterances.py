@@ -33,8 +33,12 @@ def utterances(cells: Sequence[Cell], names: Sequence[str]) -> list[Utterance]:
     here: dict[str, dict[str, Any]] = {}
     for found in rows:
         here = found | here
+    dataset = shown[0].run.config.dataset
+    named = {row["speaker"] for row in here.values()} if "+" not in dataset else set()
     recordings = sound.recordings(
-        shown[0].run.config.dataset, {n: (r["reference"], r["audio_seconds"]) for n, r in here.items()}
+        dataset,
+        {name: (row["reference"], row["audio_seconds"]) for name, row in here.items()},
+        named if all(named) else (),
     )
     made, left = [], AUDIO_BUDGET
     for name in names:

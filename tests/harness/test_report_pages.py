@@ -11,6 +11,7 @@ import pytest
 
 from harness import gate, report, store
 from harness.commands.compare import compare
+from harness.corpus import load
 from harness.report import cells, ladders, sound
 from harness.report.cells import NoRunsError
 from tests.harness.made_runs import Recipe, make
@@ -123,15 +124,16 @@ def test_a_study_has_a_page_with_its_choice_and_its_failures(tmp_path: Path) -> 
 
 
 def test_audio_is_taken_only_where_it_is_what_was_replayed() -> None:
-    one = next(iter(sound._corpus("spoken-en")))
+    one = next(iter(load("spoken-en", limit=1).utterances))
     assert sound.recordings("spoken-en", {one.id: (one.text, one.seconds)}).keys() == {one.id}
+    assert sound.recordings("spoken-en", {one.id: (one.text, one.seconds)}, [one.speaker]).keys() == {one.id}
     assert sound.recordings("spoken-en", {one.id: (one.text + " indeed", one.seconds)}) == {}
     assert sound.recordings("spoken-en", {one.id: (one.text, one.seconds + 1)}) == {}
     assert sound.recordings("no-such-dataset", {one.id: (one.text, one.seconds)}) == {}
 
 
 def test_the_audio_of_a_page_is_as_small_as_foretold() -> None:
-    one = next(iter(sound._corpus("spoken-en")))
+    one = next(iter(load("spoken-en", limit=1).utterances))
     samples = sound.pcm(one)
     assert samples is not None
     uri = sound.data_uri(samples)
