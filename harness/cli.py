@@ -19,6 +19,8 @@ from harness.commands.capacity import capacity as capacity_command
 from harness.commands.drivers import DriverOption, options_of
 from harness.commands.drivers import drivers as drivers_command
 from harness.commands.folders import expand as _expand
+from harness.commands.report import report as report_command
+from harness.commands.report import show
 from harness.commands.terminal import Terminal, public_arguments
 
 if TYPE_CHECKING:
@@ -219,7 +221,7 @@ def bench(
         terminal.say("interrupted before anything was recorded")
         return INTERRUPTED
     benches.score_runs(outcome.runs, terminal.say)
-    page = _show(outcome.runs, outcome.folder / "report.html" if report else None, terminal)
+    page = show(outcome.runs, outcome.folder / "report.html" if report else None, terminal)
     (outcome.folder / "bench.json").write_text(json.dumps(benches.index(outcome), indent=2) + "\n", encoding="utf-8")
     for note in outcome.notes:
         terminal.say(note)
@@ -239,27 +241,6 @@ def _forecast(plan: Any, corpus: Corpus) -> str:
         f"{corpus.name}: {len(corpus.utterances)} utterances, {corpus.seconds / 60:.1f} minutes of audio; "
         f"{cells} run{'s' if cells > 1 else ''}, about {math.ceil(seconds)} s"
     )
-
-
-def _show(folders: list[Path], page: Path | None, terminal: Terminal) -> Path | None:
-    """The table of the runs on the terminal and, if wanted, the report."""
-    from harness import report as reports
-    from harness.report.cells import read_scores
-    from harness.store import read_run
-
-    if page is not None:
-        terminal.say("writing the report")
-        reports.report(folders, page)
-    caveats = dict.fromkeys(read_run(folder).config.caveat for folder in folders)
-    terminal.out.print(
-        reports.console_table([read_scores(folder) for folder in folders], [text for text in caveats if text])
-    )
-    if page is not None:
-        terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
-    else:
-        for folder in folders:
-            terminal.out.print(f"run: {folder}", soft_wrap=True, highlight=False)
-    return page
 
 
 def _summary(folders: list[Path], page: Path | None, *, complete: bool) -> dict[str, Any]:
@@ -404,22 +385,11 @@ def score(
     terminal = Terminal()
     folders = _expand(runs)
     score_runs(folders, terminal.say, against)
-    _show(folders, None, terminal)
+    show(folders, None, terminal)
     return OK
 
 
-@app.command()
-def report(
-    runs: Runs,
-    out: Annotated[
-        Path | None, typer.Option(help="The HTML file to write.", show_default="beside the first run")
-    ] = None,
-) -> int:
-    """Write one HTML report about scored runs."""
-    _show(_expand(runs), out or runs[0] / "report.html", Terminal())
-    return OK
-
-
+app.command("report")(report_command)
 app.command()(commands_gate.gate)
 app.command()(commands_compare.compare)
 app.command()(commands_history.history)

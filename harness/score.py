@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -37,6 +37,14 @@ from harness.timeline import Outcome, StreamRecord
 
 SCHEMA = 1
 LATENESS_LIMIT_SECONDS = 0.020
+LATENCIES: Mapping[str, tuple[str, str]] = {
+    "word": ("word_emission_latency", "word latency"),
+    "finality": ("word_finality_latency", "word finality latency"),
+    "final": ("time_to_final", "time to final"),
+    "first": ("first_token_from_onset", "first token"),
+    "flush": ("flush_latency", "flush latency"),
+}
+"""What may be limited in a search for capacity: the measure behind each name, and what people call it."""
 
 
 class Sensitivity(msgspec.Struct, frozen=True):

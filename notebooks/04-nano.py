@@ -28,10 +28,9 @@ import json
 from pathlib import Path
 
 from harness import report
-from harness.report import figures
+from harness.report import figures, words
 from harness.report.cells import (
     chosen_folders,
-    confusions,
     curve,
     delay_steps,
     load,
@@ -101,7 +100,7 @@ figures.distribution(
 # ## What it confuses
 
 # %%
-confusions(cells, 20)
+words.confusions_by_cell(cells, 20)
 
 # %%
 worst(cells[-1], 8)

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from harness import example, report
 from harness.capacity import reading
-from harness.report import charts, figures
+from harness.report import charts, figures, ladders
 from harness.report.cells import curve
 
 ALLOWANCE_SECONDS = 0.1  # a rise of the latency that nobody minds
@@ -44,7 +44,7 @@ if folder is None:
 else:
     found = reading.read(folder)
     print(folder)
-print(found.told["sentence"])
+print(found.ladder.sentence)
 
 # %% [markdown]
 # ## The ladder
@@ -53,10 +53,10 @@ print(found.told["sentence"])
 # answer is the largest number of streams that held every limit, errors, drift and word error rate among them.
 
 # %%
-reading.figure(found)
+ladders.figure(found.ladder)
 
 # %%
-reading.ladder(found)
+ladders.table(found.ladder).frame()
 
 # %% [markdown]
 # ## The knee

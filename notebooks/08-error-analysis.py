@@ -23,7 +23,7 @@ import style
 style.use()
 
 from harness.report import charts, figures, words
-from harness.report.cells import chosen_folders, error_rates, load
+from harness.report.cells import chosen_folders, error_rates, load, speaker_rates
 from harness.report.findings import headline
 
 cells = load(chosen_folders(whole_bench=True))
@@ -57,7 +57,7 @@ words.table(words.hard_words(last)[:20], "word", "against the others")
 # ## Which speakers?
 
 # %%
-charts.dots([(c.mark, words.speaker_rates(c)) for c in cells], "Word error rate by speaker", "word error rate")
+figures.share_rows(speaker_rates(cells), "Word error rate by speaker", "word error rate")
 
 # %%
 words.table(words.speakers(last), "speaker", "against the others")

@@ -24,7 +24,7 @@ style.use()
 
 from IPython.display import display
 
-from harness.report import charts, normalisers
+from harness.report import charts, figures, normalisers
 from harness.report.cells import chosen_folders, load
 from harness.report.findings import headline
 
@@ -40,7 +40,7 @@ print("Examples and differences are of", cell.run.id)
 # ## The rate under each
 
 # %%
-charts.dots(normalisers.rates(cells), "Word error rate by normaliser", "word error rate")
+figures.share_rows(normalisers.rates(cells), "Word error rate by normaliser", "word error rate")
 
 # %% [markdown]
 # ## What each changes

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import store
-from harness.capacity.limits import LATENCIES, NO_LATENCIES
 from harness.capacity.measuring import Judged, Result
 from harness.capacity.search import Purpose, Verdict
-from harness.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
-
-SCHEMA = 1
 
 
 def sentence(result: Result) -> str:
@@ -60,6 +55,8 @@ def _why(result: Result, streams: int) -> str:
 
 def as_json(result: Result) -> dict[str, Any]:
     """Answer, limits, and every rung in the order in which it was measured. Latencies in seconds, rates as fractions."""
+    from harness.report.ladders import SCHEMA
+
     answer = result.answer
     return {
         "schema": SCHEMA,
@@ -125,41 +122,22 @@ def _figure(value: float | None, factor: float, digits: int) -> str:
     return "-" if value is None else f"{factor * value:.{digits}f}"
 
 
-def ladder_figure(told: Mapping[str, Any]) -> Figure:
-    """The ladder of a capacity.json as a picture: the first limited latency over the number of streams."""
-    from harness.report.figures import Rung, capacity_ladder
+def ladder_figure(result: Result) -> Figure:
+    """The ladder as a picture: the first limited latency over the number of streams."""
+    from harness.report import ladders
 
-    limits, answer = told["limits"], told["streams"]
-    name = next((name for name in limits if name not in NO_LATENCIES), "word_p95")
-    kind, _, quantile = name.rpartition("_")
-    rungs = [Rung(one["streams"], _estimate(one, name), _HOLDS[Verdict(one["verdict"])]) for one in told["ladder"]]
-    delay = "" if told["delay_ms"] is None else f" at delay {told['delay_ms']} ms"
-    held = f"{answer} stream{'s' if answer != 1 else ''} within the limits{delay}"
-    return capacity_ladder(
-        rungs,
-        limits.get(name),
-        answer or 0,
-        held if told["complete"] else "No answer yet",
-        f"{LATENCIES[kind][1]} {quantile} (s)",
-    )
-
-
-_HOLDS = {Verdict.HOLDS: True, Verdict.FAILS: False, Verdict.UNCLEAR: None}
-
-
-def _estimate(measures: Mapping[str, float | None], name: str) -> Estimate:
-    return Estimate(measures.get(name), measures.get(f"{name}_low"), measures.get(f"{name}_high"))
+    return ladders.figure(ladders.from_json(as_json(result), result.folder))
 
 
 def write(result: Result) -> list[Path]:
     """Write ``capacity.json``, ``ladder.png`` and ``ladder.svg`` into the search's folder; their paths."""
     import json
 
-    from harness.report.figures import PAPER
+    from harness.report.style import PAPER
 
     paths = [result.folder / name for name in ("capacity.json", "ladder.png", "ladder.svg")]
     store.write_bytes(paths[0], (json.dumps(as_json(result), indent=1) + "\n").encode())
-    figure = ladder_figure(as_json(result))
+    figure = ladder_figure(result)
     for path in paths[1:]:
         figure.savefig(path, dpi=160, facecolor=PAPER)
     return paths

@@ -9,21 +9,9 @@ from typing import Any
 
 from harness import paired
 from harness.capacity.search import Verdict
-from harness.score import Scores
+from harness.score import LATENCIES, Scores
 from harness.statistics import Bootstrap, resampling_block
 from harness.timeline import Outcome
-
-LATENCIES: Mapping[str, tuple[str, str]] = {
-    "word": ("word_emission_latency", "word latency"),
-    "finality": ("word_finality_latency", "word finality latency"),
-    "final": ("time_to_final", "time to final"),
-    "first": ("first_token_from_onset", "first token"),
-    "flush": ("flush_latency", "flush latency"),
-}
-"""What may be limited: the measure behind each name, and what people call it."""
-
-NO_LATENCIES = ("errors", "drift", "wer")
-"""What may be limited besides."""
 
 QUANTILES = ("p50", "p90", "p95", "p99")
 WORD_ALLOWANCE_SECONDS = 0.4
@@ -91,7 +79,7 @@ def parse(settings: Iterable[str], delay_ms: int | None) -> Limits:
         name = name.strip()
         kind, _, quantile = name.rpartition("_")
         known = kind in LATENCIES and quantile in QUANTILES
-        if not known and name not in NO_LATENCIES:
+        if not known and name not in ("errors", "drift", "wer"):
             raise LimitError(f"--slo {setting}: {NAMES} is expected, or =off")
         number = _number(value.strip(), setting)
         if not known:

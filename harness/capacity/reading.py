@@ -1,23 +1,19 @@
-"""A search that was made, read back: the ladder, where latency begins to rise, and what can be said of both."""
+"""A search that was made, read back with its runs: where latency begins to rise, and what can be said of it."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from harness import statistics, store
-from harness.capacity import answer
-from harness.capacity.limits import LATENCIES, NO_LATENCIES
-from harness.report import cells as report_cells
-from harness.report.cells import Cell
-from harness.report.wording import percent, percent_with_interval
+from harness import statistics
+from harness.report import ladders
+from harness.report.cells import Cell, load
+from harness.report.ladders import Ladder
+from harness.report.wording import percent_with_interval
 from harness.statistics import Difference
 
 SEARCHES = Path("reports/capacity")
@@ -31,10 +27,9 @@ RISING = {  # the first of them that the runs have
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """``told`` is what capacity.json holds; ``cells`` are the rungs that left a run, by streams."""
+    """A search and the runs of those of its rungs that left one, by streams."""
 
-    folder: Path
-    told: dict[str, Any]
+    ladder: Ladder
     cells: list[Cell]
 
     @property
@@ -57,45 +52,8 @@ def read(folder: Path) -> Found:
     Raises:
         StoreError: there is none, or it is of a later version.
     """
-    path = folder / "capacity.json"
-    if not path.exists():
-        raise store.StoreError(
-            f"{folder} holds no finished search; `earmark capacity --out {folder}` makes one or goes on with it"
-        )
-    told = json.loads(path.read_text(encoding="utf-8"))
-    if told.get("schema") != answer.SCHEMA:
-        raise store.StoreError(f"{path} has schema {told.get('schema')}, this version reads {answer.SCHEMA}")
-    runs = [folder / "runs" / one["run"] for one in told["ladder"] if one["run"]]
-    return Found(folder, told, report_cells.load(runs))
-
-
-def ladder(found: Found) -> pd.DataFrame:
-    """A row per measurement, by streams: what was held against the limits, with intervals."""
-    limits = found.told["limits"]
-    latencies = [name for name in limits if name not in NO_LATENCIES]
-    rows = []
-    for one in sorted(found.told["ladder"], key=lambda one: one["streams"]):
-        row: dict[str, Any] = {"streams": one["streams"], "what for": one["purpose"]}
-        for name in latencies:
-            kind, _, quantile = name.rpartition("_")
-            row[f"{LATENCIES[kind][1]} {quantile} (s)"] = _with_interval(one, name, 2)
-        row["failed streams"] = "" if one.get("errors") is None else percent(one["errors"])
-        row["drift (s/s)"] = _with_interval(one, "drift", 3)
-        row["pacing p99 (ms)"] = "" if one.get("pacing_p99") is None else f"{1000 * one['pacing_p99']:.1f}"
-        rows.append(row | {"verdict": one["verdict"], "why": "; ".join(one["reasons"])})
-    return pd.DataFrame(rows)
-
-
-def _with_interval(one: dict[str, Any], name: str, digits: int) -> str:
-    value, low, high = (one.get(f"{name}{end}") for end in ("", "_low", "_high"))
-    if value is None:
-        return ""
-    return f"{value:.{digits}f}" + ("" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]")
-
-
-def figure(found: Found) -> Figure:
-    """The ladder with its limit and its answer."""
-    return answer.ladder_figure(found.told)
+    ladder = ladders.read(folder)
+    return Found(ladder, load([folder / "runs" / one["run"] for one in ladder.rungs if one["run"]]))
 
 
 def rises(found: Found) -> list[tuple[int, Difference]]:
@@ -147,11 +105,11 @@ def knee(
 
 def conclude(found: Found, allowance: float = ALLOWANCE_SECONDS) -> list[str]:
     """The answer, the knee and the accuracy under load, each with what bounds it."""
-    told, points = found.told, rises(found)
-    said = [str(told["sentence"]), *(str(note) for note in told["notes"])]
-    if told["streams"]:
-        until = f"and fewer than {told['above']}" if told["limited_by"] == "slo" else "(nothing bounds it above)"
-        said.append(f"So the capacity within these limits is at least {told['streams']} {until}, to the search's step.")
+    ladder, points = found.ladder, rises(found)
+    said = [ladder.sentence, *ladder.notes]
+    if ladder.streams:
+        until = f"and fewer than {ladder.above}" if ladder.limited_by == "slo" else "(nothing bounds it above)"
+        said.append(f"So the capacity within these limits is at least {ladder.streams} {until}, to the search's step.")
     what, much = RISING[found.rising], f"{allowance * 1000:g} ms"
     within, beyond = knee(points, allowance)
     rise: dict[int | None, str] = {streams: _milliseconds(change) for streams, change in points}
@@ -186,7 +144,7 @@ def _accuracy(found: Found) -> list[str]:
     idle = next((cell for cell in found.cells if cell.run.config.concurrency == 1), None)
     held = [
         one
-        for one in found.told["ladder"]
+        for one in found.ladder.rungs
         if one["verdict"] == "holds" and one["streams"] > 1 and one.get("wer_rise") is not None
     ]
     if idle is None or not held:

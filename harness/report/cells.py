@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -15,11 +14,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness import latency, paired, score, statistics, store
-from harness.accuracy import diff
 from harness.frames import read_utterances
-from harness.normalise import normaliser
 from harness.report import figures
 from harness.report.figures import Curve, Floats, Line, Mark, Point
+from harness.report.marking import Marked, delay_said, marked, numbered_mark, sided
 from harness.score import Scores
 from harness.statistics import Bootstrap, Difference, Estimate
 from harness.store import Run, RunConfig
@@ -27,6 +25,8 @@ from harness.timeline import Outcome
 
 # Word error rate of Voxtral Realtime on FLEURS, all languages, by delay in ms, as its model card publishes it.
 PUBLISHED_VOXTRAL = ((160.0, 0.1260), (240.0, 0.1080), (480.0, 0.0872), (960.0, 0.0770), (2400.0, 0.0673))
+WORDS_DRAWN = 150  # of one utterance; more cannot be told apart
+KEEPS_UP = 0.01  # seconds by which a transcript may fall behind in every second of audio
 PUBLISHED_LABEL = "Voxtral Realtime on FLEURS (model card)"
 
 
@@ -44,6 +44,31 @@ class Cell:
     utterances: pd.DataFrame
     system: pd.DataFrame
     mark: Mark
+    group: str = ""  # what tells it apart but for the delay: cells of one group are one line over the delays
+    side: str = ""  # "A" or "B" where two sides are held against each other
+
+    @property
+    def label(self) -> str:
+        """What it is called among its fellows."""
+        return self.mark.label or delay_said(self.run.config)
+
+    @property
+    def rate(self) -> Estimate:
+        """The error rate that counts in the languages of the corpus."""
+        return self.scores.accuracy.cer if self.by_character else self.scores.accuracy.wer
+
+    @property
+    def by_character(self) -> bool:
+        """Whether characters are counted and not words."""
+        return self.scores.accuracy.headline == "cer"
+
+    @property
+    def keeps_up(self) -> bool | None:
+        """Whether the median stream keeps up with its audio, by the interval of its drift; ``None`` where that cannot be told."""
+        drift = self.scores.latency.get("drift")
+        if drift is None or drift.p50.low is None or drift.p50.high is None:
+            return None
+        return True if drift.p50.high <= KEEPS_UP else False if drift.p50.low > KEEPS_UP else None
 
     @property
     def delay_seconds(self) -> float | None:
@@ -90,13 +115,43 @@ def load(folders: Sequence[Path]) -> list[Cell]:
     """Reads scored run folders, ordered by delay and concurrency. Raises `NoRunsError` when there is nothing to read."""
     if not folders:
         raise NoRunsError("no run folder given: pass at least one folder under reports/runs")
-    read = [(Path(folder), store.read_run(Path(folder)), read_scores(Path(folder))) for folder in folders]
-    read.sort(key=lambda one: (one[1].config.delay_ms or 0, one[1].config.concurrency, one[1].id))
-    marks = figures.marks([(run.config.delay_ms, run.config.concurrency) for _, run, _ in read])
-    return [
-        Cell(folder, run, scores, read_utterances(folder), pd.DataFrame(store.read_system(folder)), mark)
-        for (folder, run, scores), mark in zip(read, marks, strict=True)
+    read = sorted(map(_read, folders), key=_order)
+    return [_cell(one, how) for one, how in zip(read, marked([run.config for _, run, _ in read]), strict=True)]
+
+
+SIDES = ("A", "B")
+
+
+def load_sides(one: Sequence[Path], other: Sequence[Path]) -> list[Cell]:
+    """The runs of two sides, marked by side, those that belong together beside each other. Raises `NoRunsError` when a side has none."""
+    if not one or not other:
+        raise NoRunsError("each side needs at least one run folder")
+    both = [sorted(map(_read, folders), key=_order) for folders in (one, other)]
+    marks = sided([[run.config for _, run, _ in read] for read in both], SIDES)
+    cells = [
+        _cell(read, how, side)
+        for side, reads, hows in zip(SIDES, both, marks, strict=True)
+        for read, how in zip(reads, hows, strict=True)
     ]
+    return sorted(cells, key=lambda cell: (cell.run.config.delay_ms or 0, cell.run.config.concurrency))
+
+
+_Read = tuple[Path, Run, Scores]
+
+
+def _read(folder: Path) -> _Read:
+    return Path(folder), store.read_run(Path(folder)), read_scores(Path(folder))
+
+
+def _order(read: _Read) -> tuple[int, int, str]:
+    run = read[1]
+    return run.config.delay_ms or 0, run.config.concurrency, run.id
+
+
+def _cell(read: _Read, how: Marked, side: str = "") -> Cell:
+    folder, run, scores = read
+    system = pd.DataFrame(store.read_system(folder))
+    return Cell(folder, run, scores, read_utterances(folder), system, how.mark, how.group, side)
 
 
 def read_scores(folder: Path) -> Scores:
@@ -192,7 +247,7 @@ def wer_change(before: Cell, after: Cell) -> Difference:
 def utterance_counts(scored: pd.DataFrame) -> pd.DataFrame:
     """Errors and reference words per utterance with speech; the mean of its repetitions where it was replayed several times."""
     speech = scored[scored["reference_words"] > 0]
-    errors = speech["substitutions"] + speech["deletions"] + speech["insertions"]
+    errors = _errors(speech)
     table = speech[["utterance", "speaker"]].assign(
         errors=errors, words=speech["reference_words"], speaker=speech["speaker"].fillna("")
     )
@@ -208,16 +263,48 @@ def speaker_wer(cell: Cell, speaker: str) -> Estimate:
     return statistics.ratio_of_sums(errors, words, list(counts.index), Bootstrap(cell.run.config.seed))
 
 
-def wer_by_delay(cells: Sequence[Cell]) -> list[tuple[Mark, list[Point]]]:
-    """One series per concurrency for a plot over delays; empty unless there are at least two delays."""
+def speaker_rates(
+    cells: Sequence[Cell], names: Sequence[str] | None = None
+) -> list[tuple[str, list[tuple[Mark, Estimate]]]]:
+    """WER of each speaker, of all unless named, in each cell, for `figures.share_rows`."""
+    if names is None:
+        names = sorted({str(name) for cell in cells for name in cell.scored["speaker"].dropna() if name})
+    return [(name, [(cell.mark, speaker_wer(cell, name)) for cell in cells]) for name in names]
+
+
+Series = list[tuple[Mark, list[Point]]]
+
+
+def wer_by_delay(cells: Sequence[Cell]) -> Series:
+    """One series per group of cells for a plot over delays; empty unless there are at least two delays."""
     known = [cell for cell in cells if cell.delay_seconds is not None]
     if len({cell.delay_seconds for cell in known}) < 2:
         return []
-    series: dict[int, list[Point]] = {}
-    for cell in known:
-        points = series.setdefault(cell.run.config.concurrency, [])
-        points.append(Point((cell.delay_seconds or 0.0) * 1000, cell.scores.accuracy.wer))
-    return [(_concurrency_mark(n, i), points) for i, (n, points) in enumerate(sorted(series.items()))]
+    return _series(known, [cell.group for cell in known], lambda cell: 1000 * (cell.delay_seconds or 0.0))
+
+
+def wer_by_load(cells: Sequence[Cell]) -> Series:
+    """One series per delay for a plot over the streams at once; empty unless there are at least two numbers of them."""
+    if len({cell.run.config.concurrency for cell in cells}) < 2:
+        return []
+    names = [", ".join(filter(None, (cell.side, delay_said(cell.run.config)))) for cell in cells]
+    return _series(cells, names, lambda cell: cell.run.config.concurrency)
+
+
+def _series(cells: Sequence[Cell], names: Sequence[str], at: Callable[[Cell], float]) -> Series:
+    groups: dict[str, list[Cell]] = {}
+    for cell, name in zip(cells, names, strict=True):
+        groups.setdefault(name, []).append(cell)
+    return [
+        (_group_mark(name, place, group), sorted((Point(at(cell), cell.rate) for cell in group), key=lambda p: p.x))
+        for place, (name, group) in enumerate(groups.items())
+    ]
+
+
+def _group_mark(name: str, place: int, group: Sequence[Cell]) -> Mark:
+    """A side keeps its colour; else groups have colours of their own."""
+    side = group[0].side
+    return numbered_mark(name, SIDES.index(side) if side else place, place)
 
 
 def curve(cell: Cell, name: str, nominal: bool = False) -> Curve:
@@ -238,14 +325,13 @@ def lag_lines(cell: Cell, most: int = figures.LINES_DRAWN) -> list[Line]:
 
     Where the audio ended with words still missing, the last point is the lag at that end.
     """
-    streams = [record for record in store.iter_records(cell.folder) if record.scored and record.outcome is Outcome.OK]
+    ended = cell.scored[cell.scored["outcome"] == Outcome.OK.value]["stream"].to_numpy(int)
+    picked = np.unique(np.linspace(0, len(ended) - 1, min(most, len(ended))).round().astype(int)) if len(ended) else []
+    wanted = {int(ended[place]) for place in picked}
     lines = []
-    picked = (
-        np.unique(np.linspace(0, len(streams) - 1, most).round().astype(int))
-        if len(streams) > most
-        else range(len(streams))
-    )
-    for record in (streams[index] for index in picked):
+    for record in store.iter_records(cell.folder) if wanted else ():
+        if record.stream not in wanted:
+            continue
         points = [(lag.seconds, lag.before if lag.after is None else lag.after) for lag in latency.measure(record).lag]
         if points:
             x, y = np.array(points, dtype=np.float64).T
@@ -259,12 +345,13 @@ def typical_stream(cell: Cell) -> Figure:
     if known.empty:
         raise NoRunsError(f"{cell.run.id} has no stream with word latencies: its corpus has no word times")
     row = known.iloc[len(known) // 2]
-    ends, latencies = row["word_end_seconds"], row["word_emission_latencies"]
+    ends, latencies = row["word_end_seconds"][:WORDS_DRAWN], row["word_emission_latencies"][:WORDS_DRAWN]
     seen = np.isfinite(latencies)
-    sent = Line(np.array([0.0, row["audio_seconds"]]), np.array([0.0, row["audio_seconds"]]))
-    return figures.one_stream(
-        sent, Line(ends[seen] + latencies[seen], ends[seen]), ends[~seen], f"Utterance {row['utterance']}"
-    )
+    whole = len(ends) == len(row["word_end_seconds"])
+    until = row["audio_seconds"] if whole else float(ends[-1])
+    sent = Line(np.array([0.0, until]), np.array([0.0, until]))
+    title = f"Utterance {row['utterance']}" + ("" if whole else f", its first {WORDS_DRAWN} words")
+    return figures.one_stream(sent, Line(ends[seen] + latencies[seen], ends[seen]), ends[~seen], title)
 
 
 def error_rates(cells: Sequence[Cell]) -> list[tuple[str, float, float, float]]:
@@ -284,36 +371,41 @@ def lengths_and_rates(cell: Cell) -> tuple[Floats, Floats]:
 
 def worst(cell: Cell, most: int) -> pd.DataFrame:
     """The scored utterances with most errors, worst first."""
-    frame = cell.scored.assign(errors=lambda rows: rows["substitutions"] + rows["deletions"] + rows["insertions"])
+    frame = cell.scored.assign(errors=_errors(cell.scored))
     ranked = frame[frame["errors"] > 0].sort_values(["errors", "wer", "utterance"], ascending=[False, False, True])
-    columns = [
-        "utterance",
-        "speaker",
-        "language",
-        "audio_seconds",
-        "errors",
-        "reference_words",
-        "wer",
-        "outcome",
-        "error",
-        "reference",
-        "hypothesis",
-    ]
+    columns = ["utterance", "speaker", "language", "audio_seconds", "errors", "reference_words", "wer", "outcome", "error",
+               "reference", "hypothesis"]  # fmt: skip
     return ranked[columns].head(most)
 
 
-def confusions(cells: Sequence[Cell], most: int) -> pd.DataFrame:
-    """What was said and what was heard for it, most frequent first; empty on one side where a word was lost or made up."""
-    counts: Counter[tuple[str, str]] = Counter()
-    for cell in cells:
-        rules = normaliser(cell.run.config.normaliser)
-        columns = (cell.scored[name] for name in ("reference", "hypothesis", "language"))
-        for reference, hypothesis, language in zip(*columns, strict=True):
-            for op, said, heard in diff(reference, hypothesis, rules.of(language)):
-                if op != "equal":
-                    counts.update(zip_longest(said, heard, fillvalue=""))
-    rows = [(said, heard, count) for (said, heard), count in counts.most_common(most)]
-    return pd.DataFrame(rows, columns=["said", "heard", "times"])
+def worst_together(cells: Sequence[Cell], most: int) -> list[str]:
+    """The utterances with most errors over all cells, worst first."""
+    together = _together(errors_by_utterance(cell) for cell in cells)
+    return list(together[together > 0].sort_index().sort_values(ascending=False, kind="stable").head(most).index)
+
+
+def most_changed(cells: Sequence[Cell], most: int) -> list[str]:
+    """The utterances whose errors differ most between the two sides, most first, whichever side is the better."""
+    one, other = (_together(errors_by_utterance(cell) for cell in cells if cell.side == side) for side in SIDES)
+    change = (other - one).dropna().abs()
+    return list(change[change > 0].sort_index().sort_values(ascending=False, kind="stable").head(most).index)
+
+
+def _together(parts: Iterable[pd.Series[float]]) -> pd.Series[float]:
+    """Series over utterances added up; an utterance that one lacks counts there as nothing."""
+    total = pd.Series(dtype=float)
+    for part in parts:
+        total = total.add(part, fill_value=0)
+    return total
+
+
+def _errors(rows: pd.DataFrame) -> pd.Series[float]:
+    return rows["substitutions"] + rows["deletions"] + rows["insertions"]
+
+
+def errors_by_utterance(cell: Cell) -> pd.Series[float]:
+    """All errors of each utterance; the mean of its repetitions."""
+    return _errors(cell.scored).groupby(cell.scored["utterance"]).mean()
 
 
 def wer_by_speaker(cells: Sequence[Cell]) -> pd.DataFrame:
@@ -329,17 +421,18 @@ def wer_by_speaker(cells: Sequence[Cell]) -> pd.DataFrame:
 
 
 def delay_pairs(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Cell]]:
-    """Each cell with the next longer delay at the same concurrency."""
-    for concurrency in sorted({cell.run.config.concurrency for cell in cells}):
-        row = [cell for cell in cells if cell.run.config.concurrency == concurrency]
+    """Each cell with the next longer delay of its group."""
+    for group in dict.fromkeys(cell.group for cell in cells):
+        row = [cell for cell in cells if cell.group == group]
         yield from ((a, b) for a, b in pairwise(row) if a.delay_seconds != b.delay_seconds)
 
 
 def load_pairs(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Cell]]:
-    """Each cell with the one of the same delay that had the fewest streams at once."""
-    idle: dict[float | None, Cell] = {}
+    """Each cell with the one that had the fewest streams at once and differs in nothing else."""
+    idle: dict[bytes, Cell] = {}
     for cell in sorted(cells, key=lambda one: one.run.config.concurrency):
-        first = idle.setdefault(cell.delay_seconds, cell)
+        same = msgspec.structs.replace(_but_for_cell(cell.run.config), delay_ms=cell.run.config.delay_ms, load={})
+        first = idle.setdefault(cell.side.encode() + msgspec.json.encode(same), cell)
         if first.run.config.concurrency != cell.run.config.concurrency:
             yield first, cell
 
@@ -365,20 +458,13 @@ def delay_steps(cells: Sequence[Cell]) -> pd.DataFrame:
 def trade(
     cells: Sequence[Cell], name: str = "word_emission_latency"
 ) -> list[tuple[Mark, list[tuple[str, Estimate, Estimate]]]]:
-    """Median latency and WER of each cell, one series per concurrency, for `figures.trade_off`."""
-    series: dict[int, list[tuple[str, Estimate, Estimate]]] = {}
+    """Median latency and WER of each cell, one series per group of cells, for `figures.trade_off`."""
+    series: dict[str, list[tuple[str, Estimate, Estimate]]] = {}
     for cell in cells:
         if name in cell.scores.latency:
-            label = "server's delay" if cell.run.config.delay_ms is None else f"{cell.run.config.delay_ms} ms"
-            series.setdefault(cell.run.config.concurrency, []).append(
-                (label, cell.scores.latency[name].p50, cell.scores.accuracy.wer)
-            )
-    return [(_concurrency_mark(n, i), points) for i, (n, points) in enumerate(sorted(series.items()))]
-
-
-def _concurrency_mark(concurrency: int, place: int) -> Mark:
-    label = f"{concurrency} stream{'s' if concurrency != 1 else ''} at once"
-    return figures.mark(label, place)
+            point = delay_said(cell.run.config), cell.scores.latency[name].p50, cell.scores.accuracy.wer
+            series.setdefault(cell.group, []).append(point)
+    return [(numbered_mark(group, i, i), points) for i, (group, points) in enumerate(series.items())]
 
 
 def load_lines(cell: Cell, column: str, scale: float = 1.0) -> list[tuple[str, Line]]:

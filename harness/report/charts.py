@@ -1,4 +1,4 @@
-"""Plots of estimates with their intervals: side by side, against zero, over load and over time."""
+"""Plots of estimates with their intervals: against zero, over load and over time."""
 
 from __future__ import annotations
 
@@ -10,44 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.report.figures import Mark
 from harness.report.style import DASHES, INK, MUTED, PAPER, SERIES, SIZE, per_cent, styled
-from harness.statistics import Difference, Estimate
+from harness.statistics import Difference
 
-ROW = 0.42  # inches
 LABELS_SHOWN = 12  # along a time axis
-
-
-def dots(series: Sequence[tuple[Mark, Sequence[tuple[str, Estimate]]]], title: str, xlabel: str) -> Figure:
-    """One row per name, one symbol per series, a rate with its interval."""
-    names = list(dict.fromkeys(name for _, rows in series for name, _ in rows))
-
-    def draw(axes: Axes) -> None:
-        for place, (mark, rows) in enumerate(series):
-            offset = (place - (len(series) - 1) / 2) * min(0.24, 0.7 / max(1, len(series)))
-            for number, (name, estimate) in enumerate(rows):
-                if estimate.value is None:
-                    continue
-                y = names.index(name) + offset
-                if estimate.low is not None and estimate.high is not None:
-                    axes.plot([estimate.low, estimate.high], [y, y], color=mark.colour, linewidth=1.6)
-                axes.plot(
-                    [estimate.value], [y], mark.symbol, color=mark.colour,
-                    markerfacecolor=PAPER if estimate.low is None else mark.colour,
-                    label=mark.label if not number and len(series) > 1 else None,
-                )  # fmt: skip
-        axes.set_yticks(range(len(names)), names)
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlim(left=0)
-        axes.grid(visible=False, axis="y")
-        axes.xaxis.set_major_formatter(per_cent())
-        axes.set_xlabel(xlabel)
-        axes.set_title(title)
-        if len(series) > 1:
-            axes.figure.legend(loc="outside lower center", ncols=3, handletextpad=0.3)
-
-    height = 1.1 + max(ROW, 0.22 * len(series)) * len(names) + 0.3 * (len(series) > 1)
-    return styled(draw, (SIZE[0] + 1, max(2.0, height)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +15,32 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from harness.report.style import DASHES as DASHES
-from harness.report.style import INK as INK
-from harness.report.style import MARKERS as MARKERS
-from harness.report.style import MUTED as MUTED
-from harness.report.style import PAPER as PAPER
-from harness.report.style import SERIES as SERIES
-from harness.report.style import SIZE as SIZE
-from harness.report.style import STYLE as STYLE
-from harness.report.style import THEME as THEME
-from harness.report.style import per_cent, styled
+from harness.report.style import (
+    DASHES,
+    GRID,
+    INK,
+    MARKERS,
+    MUTED,
+    PAPER,
+    SERIES,
+    SIZE,
+    STYLE,
+    THEME,
+    per_cent,
+    styled,
+)
 from harness.statistics import Distribution, Estimate
 
 CURVE_POINTS = (
     400  # an empirical distribution is drawn with at most so many steps: finer is not visible and costs bytes
 )
+FEW_POINTS = 8  # as many have room for their figures
+MOST_TICKS = 9  # labels side by side on a logarithmic axis
+FURTHEST_SHIFT = 2000.0
+LINEAR_SHIFT = 12.0  # an axis that reaches further is logarithmic beyond 1
+LINE_POINTS = 240  # a single line is drawn with at most about so many points
+PLOT_POINTS = 6000  # and all the lines of a plot together
+DOTS = 1500  # in a scatter plot; more only blacken it
 LINES_DRAWN = 60  # streams in one plot; more only blacken it
 Floats = NDArray[np.float64]
 
@@ -71,37 +82,6 @@ class Point:
     estimate: Estimate
 
 
-def mark(label: str, place: int) -> Mark:
-    """The mark of the so-manieth series of a plot."""
-    return Mark(label, SERIES[place % len(SERIES)], DASHES[place % len(DASHES)], MARKERS[place % len(MARKERS)])
-
-
-def marks(cells: Sequence[tuple[int | None, int]]) -> list[Mark]:
-    """One mark per ``(delay in ms, concurrency)``: the delay picks the colour, the concurrency the line style."""
-    delays = sorted({delay for delay, _ in cells}, key=lambda delay: -1 if delay is None else delay)
-    streams = sorted({concurrency for _, concurrency in cells})
-    one_delay, one_concurrency = len(delays) == 1, len(streams) == 1
-    made = []
-    for delay, concurrency in cells:
-        words = []
-        if not one_delay or one_concurrency:
-            words.append("server's delay" if delay is None else f"{delay} ms")
-        if not one_concurrency:
-            words.append(f"{concurrency} stream{'s' if concurrency != 1 else ''}")
-        hue, dash = delays.index(delay), streams.index(concurrency)
-        if one_delay:
-            hue = dash
-        made.append(
-            Mark(
-                ", ".join(words),
-                SERIES[hue % len(SERIES)],
-                DASHES[(hue if one_concurrency else dash) % len(DASHES)],
-                MARKERS[(hue if one_concurrency else dash) % len(MARKERS)],
-            )
-        )
-    return made
-
-
 def rate_by_delay(
     series: Sequence[tuple[Mark, Sequence[Point]]],
     title: str = "Word error rate by transcription delay",
@@ -109,14 +89,36 @@ def rate_by_delay(
 ) -> Figure:
     """Error rate against the transcription delay in milliseconds, with 95 % intervals; ``published`` lies faintly behind."""
 
-    def draw(axes: Axes) -> None:
+    def behind(axes: Axes) -> None:
         if published is not None:
             label, points = published
-            axes.plot(
-                *zip(*points, strict=True), color=MUTED, linewidth=1, marker="x", markersize=4, alpha=0.7, label=label
-            )
-        ticks = set()
-        top = 0.0 if published is None else max(rate for _, rate in published[1])
+            axes.plot(*zip(*points, strict=True), color=MUTED, linewidth=1, marker="x", markersize=5, label=label)
+
+    known = [] if published is None else [at for at, _ in published[1]]
+    return _rate_over(series, title, "transcription delay (ms, log scale)", 10, behind, known)
+
+
+def rate_by_load(
+    series: Sequence[tuple[Mark, Sequence[Point]]], title: str = "Word error rate by streams at once"
+) -> Figure:
+    """Error rate against the number of streams at once, with 95 % intervals."""
+    return _rate_over(series, title, "streams at once (log scale)", 2, lambda _: None, [])
+
+
+def _rate_over(
+    series: Sequence[tuple[Mark, Sequence[Point]]],
+    title: str,
+    xlabel: str,
+    base: int,
+    behind: Callable[[Axes], None],
+    more_ticks: Sequence[float],
+) -> Figure:
+    many = len(series) > 1 or bool(more_ticks)
+
+    def draw(axes: Axes) -> None:
+        behind(axes)
+        top = max((float(np.max(np.asarray(line.get_ydata()))) for line in axes.lines), default=0.0)
+        ticks = set(more_ticks)
         for index, (mark, points_of) in enumerate(series):
             spread = 1.025 ** (index - (len(series) - 1) / 2)  # side by side, so that intervals do not hide each other
             known = [(p.x, p.estimate) for p in points_of if p.estimate.value is not None]
@@ -130,24 +132,171 @@ def rate_by_delay(
                 x * spread, y, yerr=[y - low, high - y], color=mark.colour, linestyle=mark.dash,
                 marker=mark.symbol, capsize=3, elinewidth=1.2, label=mark.label,
             )  # fmt: skip
-            for at, value, above in zip(x, y, high, strict=True):
-                if len(series) == 1:
+            if len(series) == 1 and len(known) <= FEW_POINTS:
+                for at, value, above in zip(x, y, high, strict=True):
                     axes.annotate(
-                        f"{value:.1%}", (at, above), (0, 4), textcoords="offset points", ha="center", fontsize=9
+                        f"{value:.1%}", (at, above), (0, 4), textcoords="offset points", ha="center", fontsize=9.8
                     )
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=base)
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
+        shown = _apart(sorted(ticks))
+        axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
         axes.set_xlim(min(ticks, default=80) / 1.25, max(ticks, default=2400) * 1.25)
         axes.set_ylim(0, top * 1.18 or 1)
         axes.yaxis.set_major_formatter(per_cent())
-        axes.set_xlabel("transcription delay (ms, log scale)")
-        axes.set_ylabel("word error rate")
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel("error rate")
         axes.set_title(title)
-        if len(series) > 1 or published is not None:
-            axes.figure.legend(loc="outside lower center", ncols=2)
+        if many:
+            axes.figure.legend(loc="outside lower center", ncols=_columns([mark.label for mark, _ in series]))
 
-    return styled(draw, (SIZE[0], SIZE[1] + 0.3 * (len(series) > 1 or published is not None)))
+    rows = -(-(len(series) + bool(more_ticks)) // _columns([mark.label for mark, _ in series])) if many else 0
+    return styled(draw, (SIZE[0], SIZE[1] + 0.22 * rows))
+
+
+def _apart(ticks: Sequence[float]) -> list[float]:
+    """Those of rising ticks on a logarithmic axis whose labels do not run into each other."""
+    if not ticks:
+        return []
+    least = (ticks[-1] / ticks[0]) ** (1 / MOST_TICKS)
+    shown = [ticks[-1]]
+    for tick in reversed(ticks[:-1]):
+        if shown[-1] / tick >= least:
+            shown.append(tick)
+    return shown[::-1]
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """In how many columns a legend below a figure fits."""
+    return max(1, min(3, 78 // (8 + max(map(len, labels), default=1))))
+
+
+def share_rows(rows: Sequence[tuple[str, Sequence[tuple[Mark, Estimate]]]], title: str, xlabel: str) -> Figure:
+    """A rate with its interval per name (a speaker, a normaliser), one mark per cell; hollow where it has no interval."""
+    cells = max((len(marks) for _, marks in rows), default=1)
+
+    def draw(axes: Axes) -> None:
+        labelled: set[str] = set()
+        for at, (_, estimates) in enumerate(rows):
+            for place, (mark, estimate) in enumerate(estimates):
+                if estimate.value is None:
+                    continue
+                y = at + 0.62 * ((place + 0.5) / len(estimates) - 0.5)
+                if estimate.low is not None and estimate.high is not None:
+                    axes.plot([estimate.low, estimate.high], [y, y], color=mark.colour, linewidth=2.2, alpha=0.5)
+                axes.plot(
+                    [estimate.value], [y], mark.symbol, color=mark.colour,
+                    label=None if mark.label in labelled else mark.label, linestyle="none",
+                    markerfacecolor=PAPER if estimate.low is None else mark.colour,
+                )  # fmt: skip
+                labelled.add(mark.label)
+        axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(left=0)
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_formatter(per_cent())
+        axes.set_xlabel(xlabel)
+        axes.set_title(title)
+        if cells > 1:
+            labels = sorted(labelled)
+            axes.figure.legend(loc="outside lower center", ncols=_columns(labels), handletextpad=0.1)
+
+    return styled(draw, (SIZE[0], max(2.0, 1.25 + len(rows) * (0.22 + 0.13 * cells))))
+
+
+def stability(panels: Sequence[tuple[str, bool, Sequence[tuple[Mark, Estimate]]]], title: str) -> Figure:
+    """One small panel per measure, ``(name, is a share, values)``, one bar per cell with its figure behind it."""
+    cells = max(len(values) for _, _, values in panels)
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(
+            figsize=(SIZE[0], 0.75 + -(-len(panels) // 2) * (0.5 + 0.26 * max(cells, 2))), layout="constrained"
+        )
+        grid = figure.subplots(-(-len(panels) // 2), 2, squeeze=False, sharey=True)
+        for axes, (name, share, values) in zip(grid.flat, panels, strict=False):
+            _bars(axes, name, values, share=share)
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_visible(False)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11.2, fontweight="bold", color=INK)
+    return figure
+
+
+def _bars(axes: Axes, name: str, values: Sequence[tuple[Mark, Estimate]], *, share: bool) -> None:
+    known = [(at, mark, found) for at, (mark, found) in enumerate(values) if found.value is not None]
+    reach = max((found.high or found.value or 0.0 for _, _, found in known), default=0.0)
+    for at, mark, found in known:
+        value = found.value or 0.0
+        axes.barh([at], [value], height=0.6 if len(values) > 1 else 0.3, color=mark.colour)
+        edge = max(value, found.high or 0.0)
+        if found.low is not None and found.high is not None and found.high > found.low:
+            axes.plot([found.low, found.high], [at, at], color=INK, linewidth=1.2)
+        text = f"{value:.1%}" if share else f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+        axes.annotate(text, (edge, at), (4, 0), textcoords="offset points", va="center", fontsize=9.8)
+    axes.set_xlim(0, reach * 1.45 or 1)
+    axes.set_yticks(range(len(values)), [mark.label for mark, _ in values])
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.set_xticks([])
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(name, fontweight="normal", fontsize=10, color=MUTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """The change of one measure between two sides, in multiples of what is allowed; above 0 is worse."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    verdict: str  # "better", "worse" or "cannot tell"
+
+
+VERDICT_LOOKS = {  # colour, symbol
+    "worse": (SERIES[1], "X"),
+    "better": (SERIES[0], "o"),
+    "cannot tell": (MUTED, "s"),
+}
+
+
+def shifts(rows: Sequence[Shift], title: str) -> Figure:
+    """How far each measure moved between two sides, by what is allowed of it."""
+    ends = [abs(end) for row in rows for end in (row.low, row.high, row.value) if end]
+    reach = min(FURTHEST_SHIFT, 1.4 * max([2.0, *ends]))
+    far = reach > LINEAR_SHIFT
+
+    def draw(axes: Axes) -> None:
+        axes.axvspan(-1, 1, color=GRID, alpha=0.7, linewidth=0)
+        axes.axvline(0, color=MUTED, linewidth=1)
+        seen: set[str] = set()
+        for at, row in enumerate(rows):
+            colour, symbol = VERDICT_LOOKS[row.verdict]
+            if row.low is not None and row.high is not None:
+                ends = np.clip([row.low, row.high], -reach, reach)
+                axes.plot(ends, [at, at], color=colour, linewidth=2.2, alpha=0.6)
+            axes.plot(
+                [float(np.clip(row.value, -reach, reach))], [at], symbol, color=colour, markersize=7.5, clip_on=False,
+                markeredgecolor=PAPER, linestyle="none",
+            )  # fmt: skip
+            seen.add(row.verdict)
+        for verdict in (name for name in VERDICT_LOOKS if name in seen):
+            colour, symbol = VERDICT_LOOKS[verdict]
+            axes.plot([], [], symbol, color=colour, markersize=7, label=verdict)
+        axes.set_yticks(range(len(rows)), [row.name for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        if far:
+            axes.set_xscale("symlog", linthresh=1)
+            ticks = [tick for tick in (-1000, -10, -1, 0, 1, 10, 1000) if abs(tick) <= reach]
+            axes.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(-reach, reach)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("change ÷ allowed")
+        axes.set_title(title)
+        axes.figure.legend(loc="outside lower center", ncols=3, handletextpad=0.1)
+
+    return styled(draw, (SIZE[0], 1.35 + 0.27 * max(3, len(rows))))
 
 
 def error_split(rows: Sequence[tuple[str, float, float, float]], title: str = "What the errors are") -> Figure:
@@ -169,7 +318,7 @@ def error_split(rows: Sequence[tuple[str, float, float, float]], title: str = "W
             for at, start, value in zip(y, left, width, strict=True):
                 if value > 0.18 * max(s + d + i for _, s, d, i in rows):
                     axes.text(
-                        start + value / 2, at, f"{value:.1%}", ha="center", va="center", fontsize=9, color=INK,
+                        start + value / 2, at, f"{value:.1%}", ha="center", va="center", fontsize=9.8, color=INK,
                         bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5, "alpha": 0.9},
                     )  # fmt: skip
             left += width
@@ -209,7 +358,7 @@ def distribution(curves: Sequence[Curve], title: str, xlabel: str = "seconds") -
         if drawn:
             axes.figure.legend(loc="outside lower center", ncols=columns, handlelength=2.4, columnspacing=1.4)
 
-    columns = max(1, min(3, 92 // (14 + max((len(curve.mark.label) + 8 for curve in drawn), default=1))))
+    columns = _columns([f"{curve.mark.label} (n = {len(curve.values)})" for curve in drawn])
     return styled(draw, (SIZE[0], SIZE[1] + 0.22 * (-(-len(drawn) // columns))))
 
 
@@ -301,26 +450,55 @@ def quantile_rows(rows: Sequence[tuple[Mark, Distribution]], title: str, xlabel:
     return styled(draw, (SIZE[0], max(2.2, 1.4 + 0.5 * len(rows))))
 
 
-def lag_over_time(lines: Sequence[Line], mark: Mark, title: str, nominal: float | None = None) -> Figure:
-    """Transcript lag of every stream, thin, and their median, thick, over the audio sent."""
+def lag_over_time(
+    lines: Sequence[Line],
+    mark: Mark,
+    title: str,
+    nominal: float | None = None,
+    top: float | None = None,
+    seconds: float | None = None,
+) -> Figure:
+    """Transcript lag of every stream, thin, and their median, thick, over the audio sent.
+
+    ``top`` and ``seconds`` end the axes; unless given they are those of the lines.
+    """
 
     def draw(axes: Axes) -> None:
-        for line in lines:
-            axes.plot(line.x, line.y, color=mark.colour, linewidth=0.7, alpha=0.32)
+        most = max(20, min(LINE_POINTS, PLOT_POINTS // max(1, len(lines))))
+        for line in (thinned(line, most) for line in lines):
+            axes.plot(line.x, line.y, color=mark.colour, linewidth=0.7, alpha=0.42)
         grid, median, count = median_line(lines)
         if len(grid):
             axes.plot(grid, median, color=INK, linewidth=2, label=f"median of {len(lines)}")
         if nominal is not None:
             axes.axhline(nominal, color=mark.colour, linewidth=1.1, linestyle=(0, (1, 2)), label=f"delay {nominal:g} s")
         if count:
-            reach = np.concatenate([line.y for line in lines])
-            axes.set_ylim(min(0.0, float(reach.min())), max(float(np.quantile(reach, 0.995)), nominal or 0.0) * 1.25)
+            lowest = min(float(line.y.min()) for line in lines)
+            axes.set_xlim(0, 1.03 * (seconds or max(float(line.x.max()) for line in lines)))
+            axes.set_ylim(min(0.0, lowest), 1.1 * (top or lag_reach(lines, nominal)) or 1)
         axes.set_xlabel("audio sent (s)")
         axes.set_ylabel("transcript behind by (s)")
         axes.set_title(title)
-        axes.legend(loc="upper right", ncols=2)
+        axes.figure.legend(loc="outside lower center", ncols=2)
 
-    return styled(draw)
+    return styled(draw, (SIZE[0], SIZE[1] + 0.1))
+
+
+def lag_reach(lines: Sequence[Line], nominal: float | None) -> float:
+    """The highest lag but for the highest of two hundred, or the delay where that is more."""
+    reach = np.concatenate([line.y for line in lines]) if lines else np.zeros(1)
+    return max(float(np.quantile(reach, 0.995)), nominal or 0.0)
+
+
+def thinned(line: Line, most: int) -> Line:
+    """The line with at most so many points: of each stretch its lowest and its highest, so that no peak is lost."""
+    if len(line.x) <= most:
+        return line
+    kept: set[int] = {0, len(line.x) - 1}
+    for stretch in np.array_split(np.arange(len(line.x)), max(1, (most - 2) // 2)):
+        kept |= {int(stretch[np.argmin(line.y[stretch])]), int(stretch[np.argmax(line.y[stretch])])}
+    places = np.array(sorted(kept))
+    return Line(line.x[places], line.y[places])
 
 
 def median_line(lines: Sequence[Line], bins: int = 60) -> tuple[Floats, Floats, int]:
@@ -381,7 +559,7 @@ def trade_off(
                     axes.plot([x.low, x.high], [y.value] * 2, color=mark.colour, linewidth=1.6)
                 if y.low is not None and y.high is not None:
                     axes.plot([x.value] * 2, [y.low, y.high], color=mark.colour, linewidth=1.6)
-                axes.annotate(label, (x.value, y.value), (6, 5), textcoords="offset points", fontsize=9)
+                axes.annotate(label, (x.value, y.value), (6, 5), textcoords="offset points", fontsize=9.8)
                 reach.append(y.high or y.value)
         axes.set_ylim(0, max(reach) * 1.15 or 1)
         axes.set_xlim(0, axes.get_xlim()[1] * 1.1)
@@ -428,13 +606,13 @@ def capacity_ladder(rungs: Sequence[Rung], limit: float | None, answer: int, tit
             if group:
                 axes.plot(
                     [rung.streams for rung in group], [rung.latency.value or 0.0 for rung in group], symbol,
-                    color=colour, markersize=7, markeredgecolor=PAPER, label=label,
+                    color=colour, markersize=9, markeredgecolor=PAPER, label=label,
                 )  # fmt: skip
         if limit is not None:
             axes.axhline(limit, color=INK, linewidth=1.1, linestyle=(0, (4, 2)))
             axes.annotate(
                 f"limit {limit:g} s", (1, limit), (-2, 3), xycoords=("axes fraction", "data"),
-                textcoords="offset points", ha="right", fontsize=9,
+                textcoords="offset points", ha="right", fontsize=9.8,
             )  # fmt: skip
         if answer:
             axes.axvline(answer, color=SERIES[2], linewidth=1.1, linestyle=(0, (1, 2)))
@@ -459,7 +637,7 @@ def capacity_ladder(rungs: Sequence[Rung], limit: float | None, answer: int, tit
         axes.set_title(title)
         axes.figure.legend(loc="outside lower center", ncols=3, handletextpad=0.2, columnspacing=1.2)
 
-    return styled(draw, (SIZE[0] + 0.8, SIZE[1] + 0.3))
+    return styled(draw, (SIZE[0], SIZE[1] + 0.3))
 
 
 def load_over_time(sources: Sequence[tuple[str, Line]], title: str, ylabel: str) -> Figure:
@@ -467,7 +645,8 @@ def load_over_time(sources: Sequence[tuple[str, Line]], title: str, ylabel: str)
 
     def draw(axes: Axes) -> None:
         peak = 0.0
-        for index, (name, line) in enumerate(sources):
+        for index, (name, whole) in enumerate(sources):
+            line = thinned(whole, LINE_POINTS)
             axes.plot(
                 line.x, line.y, color=SERIES[index % len(SERIES)], linestyle=DASHES[index % len(DASHES)], label=name
             )
@@ -476,19 +655,21 @@ def load_over_time(sources: Sequence[tuple[str, Line]], title: str, ylabel: str)
         axes.set_xlabel("time in the run (s)")
         axes.set_ylabel(ylabel)
         axes.set_title(title)
-        axes.figure.legend(loc="outside lower center", ncols=3)
+        axes.figure.legend(loc="outside lower center", ncols=_columns([name for name, _ in sources]))
 
     return styled(draw, (SIZE[0], 2.7))
 
 
 def rates(series: Sequence[tuple[Mark, Floats, Floats]], title: str, xlabel: str, ylabel: str) -> Figure:
-    """One dot per utterance: a rate over something."""
+    """One dot per utterance, or per each of so many evenly picked: a rate over something."""
 
     def draw(axes: Axes) -> None:
         for mark, x, y in series:
+            shown = np.unique(np.linspace(0, len(x) - 1, min(len(x), DOTS)).round().astype(int)) if len(x) else slice(0)
             axes.plot(
-                x, y, mark.symbol, color=mark.colour, alpha=0.65, markersize=4, markeredgewidth=0, label=mark.label
-            )
+                x[shown], y[shown], mark.symbol, color=mark.colour, alpha=0.65, markersize=4, markeredgewidth=0,
+                label=mark.label,
+            )  # fmt: skip
         axes.yaxis.set_major_formatter(per_cent())
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)

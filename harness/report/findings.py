@@ -14,69 +14,106 @@ from harness.report.wording import (
     percent_with_interval,
     seconds,
     signed_points,
+    streams_said,
 )
 from harness.statistics import Bootstrap, Difference, ratio_of_sums
-from harness.store import Run
 
 
 def headline(cells: Sequence[Cell]) -> str:
-    """One sentence that says what came out."""
+    """One sentence that answers how good this recogniser is, with "cannot tell" where these runs cannot."""
     if len(cells) == 1:
         return _headline_of_one(cells[0])
+    if any(True for _ in delay_pairs(cells)) and len({cell.group for cell in cells}) == 1:
+        return _headline_over_delays(cells)
     return _headline_of_many(cells)
 
 
 def _headline_of_one(cell: Cell) -> str:
-    scores, word = cell.scores, cell.scores.latency.get("word_emission_latency")
-    parts = [f"{subject([cell])}: WER {percent_with_interval(scores.accuracy.wer)} {at_delay(cell)}"]
+    said = f"{subject([cell])} gets {_wrong(cell)} {at_delay(cell)}"
+    word = cell.scores.latency.get("word_emission_latency")
     if word is not None and word.p50.value is not None:
-        within = f"half of the recognised words shown within {seconds(word.p50.value)}"
-        if word.p95.value is not None:
-            within += f", 95 % within {seconds(word.p95.value)}"
-        parts.append(within)
-    parts.append(f"{streams_at_once(cell.run)}, {errors_said(cells=[cell])}")
-    parts.append(soundness([cell]))
-    return "; ".join(parts) + "."
+        said += f"; it shows half of the words it recognises within {seconds(word.p50.value)}"
+        said += f", 95 % within {seconds(word.p95.value)}" if word.p95.value is not None else ""
+    return f"{said}{_behind([cell])}."
+
+
+def _headline_over_delays(cells: Sequence[Cell]) -> str:
+    first, last = cells[0], cells[-1]
+    change = wer_change(first, last)
+    a, b = percent(first.rate.value), percent(last.rate.value)
+    unit = _unit(cells)
+    said = f"{subject(cells)} gets {a} of {unit} wrong {at_delay(first)} and {b} {at_delay(last)}"
+    said += "" if _direction(change) else ", a difference these runs cannot tell from none"
+    p50 = [_p50(cell) for cell in (first, last)]
+    if None not in p50:
+        shown = " and ".join(seconds(value) for value in p50 if value is not None)
+        said += f"; half of the recognised words are shown within {shown}"
+    return f"{said}{_behind(cells)}."
 
 
 def _headline_of_many(cells: Sequence[Cell]) -> str:
-    first, last = cells[0], cells[-1]
-    parts = []
-    delays = {cell.run.config.delay_ms for cell in cells}
-    if len(delays) > 1:
-        change = wer_change(first, last)
-        a, b = percent(first.scores.accuracy.wer.value), percent(last.scores.accuracy.wer.value)
-        verb = {"falls": "falls from", "rises": "rises from", "": "goes from"}[_direction(change)]
-        said = f"{subject(cells)}: WER {verb} {a} {at_delay(first)} to {b} {at_delay(last)}"
-        if not _direction(change):
-            said += ", a difference this run cannot tell from none"
-        parts.append(said)
-    else:
-        rates = [cell.scores.accuracy.wer.value for cell in cells if cell.scores.accuracy.wer.value is not None]
-        spread = f"{percent(min(rates))} to {percent(max(rates))}" if rates else "unknown"
-        parts.append(f"{subject(cells)} {at_delay(first)}: WER {spread}")
-    words = [word for cell in cells if (word := cell.scores.latency.get("word_emission_latency")) is not None]
-    p50 = [word.p50.value for word in words if word.p50.value is not None]
-    p95 = [word.p95.value for word in words if word.p95.value is not None]
-    if p50 and p95:
-        within = f"95 % within {seconds(min(p95))} to {seconds(max(p95))}"
-        parts.append(f"the median recognised word is shown after {seconds(min(p50))} to {seconds(max(p50))} ({within})")
+    known = [(cell.rate.value, cell) for cell in cells if cell.rate.value is not None]
+    if not known:
+        return f"{subject(cells)}: how many words are wrong cannot be told{_behind(cells)}."
+    (low, best), (high, worst) = (choose(known, key=lambda one: one[0]) for choose in (min, max))
+    said = f"{subject(cells)}: {percent(low)} of {_unit(cells)} wrong ({best.label})"
+    said += f" to {percent(high)} ({worst.label})" if worst is not best else ""
+    if worst is not best and best.run.config.corpus_sha256 == worst.run.config.corpus_sha256:
+        clear = _direction(wer_change(best, worst))
+        said += "" if clear else ", which these runs cannot tell apart"
+    p50 = [value for cell in cells if (value := _p50(cell)) is not None]
+    if p50:
+        spread = " to ".join(dict.fromkeys((seconds(min(p50)), seconds(max(p50)))))
+        said += f"; half of the recognised words are shown within {spread}"
+    return f"{said}{_behind(cells)}."
+
+
+def deck(cells: Sequence[Cell]) -> str:
+    """What the headline rests on: how much was replayed, what failed, whether it may be quoted."""
     concurrencies = sorted({cell.run.config.concurrency for cell in cells})
     streams = (
-        " and ".join(str(n) for n in concurrencies)
+        streams_said(concurrencies[0])
+        if len(concurrencies) == 1
+        else " and ".join(map(str, concurrencies)) + " streams at once"
         if len(concurrencies) < 3
-        else f"{concurrencies[0]} to {concurrencies[-1]}"
+        else f"{concurrencies[0]} to {concurrencies[-1]} streams at once"
     )
-    parts.append(f"{streams} stream{'s' if concurrencies != [1] else ''} at once, {errors_said(cells)}")
-    parts.append(soundness(cells))
-    return "; ".join(parts) + "."
+    words = sum(cell.scores.accuracy.reference_words for cell in cells)
+    return f"{errors_said(cells)}; {words:,} words; {streams}; {soundness(cells)}."
+
+
+def _wrong(cell: Cell) -> str:
+    rate, unit = cell.rate, _unit([cell])
+    if rate.value is None:
+        return f"an unknown share of {unit} wrong ({rate.note or 'nothing was said'})"
+    if rate.low is None or rate.high is None:
+        return f"{percent(rate.value)} of {unit} wrong (on how much speech that holds, it cannot tell: {rate.note})"
+    return f"{percent(rate.value)} of {unit} wrong [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+
+def _unit(cells: Sequence[Cell]) -> str:
+    return "characters" if all(cell.by_character for cell in cells) else "words"
+
+
+def _p50(cell: Cell) -> float | None:
+    word = cell.scores.latency.get("word_emission_latency")
+    return None if word is None else word.p50.value
+
+
+def _behind(cells: Sequence[Cell]) -> str:
+    """Only what speaks against it: that a stream keeps up is what everybody expects."""
+    slow = [cell for cell in cells if cell.keeps_up is False]
+    if not slow:
+        return ""
+    if len(slow) == len(cells):
+        return "; it does not keep up with the audio"
+    return f"; it does not keep up with the audio at {', '.join(cell.label for cell in slow[:3])}"
 
 
 def findings(cells: Sequence[Cell]) -> list[str]:
     """A few sentences about what is worth a look, each computed from the runs."""
-    said = [_what_delay_buys(cells)] if any(True for _ in delay_pairs(cells)) else []
     return [
-        *said,
+        *_what_delay_buys(cells),
         *_concentration(cells),
         *_excess(cells),
         *_missing(cells),
@@ -86,19 +123,17 @@ def findings(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def _what_delay_buys(cells: Sequence[Cell]) -> str:
-    fewest = min(cell.run.config.concurrency for cell in cells)
-    at_fewest = [cell for cell in cells if cell.run.config.concurrency == fewest]
-    steps = []
-    for before, after in delay_pairs(at_fewest):
+def _what_delay_buys(cells: Sequence[Cell]) -> Iterable[str]:
+    groups: dict[str, list[str]] = {}
+    for before, after in delay_pairs(cells):
         change = wer_change(before, after)
         clear = "" if _direction(change) else ", not distinguishable from none"
         delays = f"{before.run.config.delay_ms} → {after.run.config.delay_ms} ms"
-        steps.append(
-            f"{delays} changes the WER by {signed_points(change.value)} {interval_points(change)} points{clear}"
-        )
-    where = f" with {streams_at_once(at_fewest[0].run)}" if len(at_fewest) < len(cells) else ""
-    return f"Same utterances compared{where}: " + "; ".join(steps) + "."
+        said = f"{delays} changes the WER by {signed_points(change.value)} {interval_points(change)} points{clear}"
+        groups.setdefault(before.group, []).append(said)
+    for group, steps in list(groups.items())[:GROUPS_TOLD]:
+        where = f" with {group}" if len(groups) > 1 else ""
+        yield f"Same utterances compared{where}: " + "; ".join(steps) + "."
 
 
 def _concentration(cells: Sequence[Cell]) -> Iterable[str]:
@@ -149,9 +184,9 @@ def _stalls(cells: Sequence[Cell]) -> Iterable[str]:
 def _falling_behind(cells: Sequence[Cell]) -> Iterable[str]:
     for cell in cells:
         drift = cell.scores.latency.get("drift")
-        if drift is not None and drift.p50.low is not None and drift.p50.low > 0.01:
+        if drift is not None and cell.keeps_up is False:
             behind = f"{(drift.p50.value or 0.0) * 1000:.0f} ms in every second of audio"
-            yield f"{cell.mark.label or 'The server'} does not keep up: the median stream falls behind by {behind}."
+            yield f"{cell.label} does not keep up: the median stream falls behind by {behind}."
 
 
 def _other_work(cells: Sequence[Cell]) -> Iterable[str]:
@@ -186,12 +221,6 @@ def at_delay(cell: Cell) -> str:
     return "at the server's own delay" if delay is None else f"at {delay * 1000:.0f} ms"
 
 
-def streams_at_once(run: Run) -> str:
-    """The concurrency in words."""
-    n = run.config.concurrency
-    return "one stream at a time" if n == 1 else f"{n} streams at once"
-
-
 def errors_said(cells: Sequence[Cell]) -> str:
     """How many streams, and how many of them failed."""
     streams = sum(cell.scores.streams for cell in cells)
@@ -210,6 +239,7 @@ def soundness(cells: Sequence[Cell]) -> str:
     return f"{len(bad)} of {len(cells)} cells NOT VALID"
 
 
+GROUPS_TOLD = 3
 BUSY = 0.2  # share of the processors taken by other work from which on it is worth a warning
 WORSE_BY = 0.01  # a shorter delay is good enough when its WER is not proven worse than the best by more than this
 

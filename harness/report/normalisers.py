@@ -107,8 +107,8 @@ def choices(cell: Cell, counted: Sequence[Recount]) -> list[Choice]:
     ]  # fmt: skip
 
 
-def rates(cells: Sequence[Cell]) -> list[tuple[Mark, list[tuple[str, Estimate]]]]:
-    """The WER under each normaliser, one series per cell, for `charts.dots`.
+def rates(cells: Sequence[Cell]) -> list[tuple[str, list[tuple[Mark, Estimate]]]]:
+    """The WER under each normaliser in each cell, for `figures.share_rows`.
 
     Raises:
         NoRunsError: a run that was scored before this was counted.
@@ -116,7 +116,11 @@ def rates(cells: Sequence[Cell]) -> list[tuple[Mark, list[tuple[str, Estimate]]]
     for cell in cells:
         if not cell.scores.accuracy.sensitivity:
             raise NoRunsError(f"{cell.folder} has no WER by normaliser: run `earmark score {cell.folder}` first")
-    return [(cell.mark, [(one.normaliser, one.wer) for one in cell.scores.accuracy.sensitivity]) for cell in cells]
+    rows: dict[str, list[tuple[Mark, Estimate]]] = {}
+    for cell in cells:
+        for one in cell.scores.accuracy.sensitivity:
+            rows.setdefault(one.normaliser, []).append((cell.mark, one.wer))
+    return list(rows.items())
 
 
 def table(cell: Cell, found: Sequence[Choice]) -> pd.DataFrame:

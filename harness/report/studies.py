@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,8 +19,10 @@ from rich.text import Text
 
 from harness import store
 from harness.report import figures
-from harness.report.style import per_cent
-from harness.report.wording import interval_percent, interval_seconds, percent, seconds
+from harness.report.blocks import BAD, GOOD, Head, Plot, Row, Value
+from harness.report.blocks import Table as Figures
+from harness.report.style import DASHES, MARKERS, SERIES, SIZE, STYLE, per_cent
+from harness.report.wording import interval_percent, interval_seconds, percent, seconds, shortened
 from harness.statistics import Estimate
 
 STUDIES = Path("reports/studies")
@@ -43,7 +44,6 @@ TITLES = {
 }
 ACROSS = 2  # panels beside each other
 NAMED_LINES = 6  # more series than these are drawn alike, without a legend
-LONGEST_VALUE = 28
 LISTED = 6  # settings named in a sentence
 
 
@@ -153,26 +153,6 @@ def spelt(value: object, setting: str) -> str:
             return f"{value:g}"
         case _:
             return str(value)
-
-
-def shortened(texts: Sequence[str]) -> dict[str, str]:
-    """Each text, or where it is long what lies between the common start and the common end of all, whole words of it."""
-    longest = max(map(len, texts), default=0)
-    if longest <= LONGEST_VALUE or len(texts) < 2:
-        return {text: text for text in texts}
-    start = len(re.sub(r"[^\s,;/{}]*$", "", _common_start(texts)))
-    rests = [text[start:] for text in texts]
-    end = len(re.sub(r"[^\s,;/{}]*$", "", _common_start([rest[::-1] for rest in rests])))
-    middles = [f"{'…' if start else ''}{rest[: len(rest) - end]}{'…' if end else ''}" for rest in rests]
-    if max(map(len, middles)) > LONGEST_VALUE:
-        middles = [f"{number}: {middle[:LONGEST_VALUE]}…" for number, middle in enumerate(middles, 1)]
-    return dict(zip(texts, middles, strict=True))
-
-
-def _common_start(texts: Sequence[str]) -> str:
-    shortest = min(texts, key=len)
-    differs = (at for at, letter in enumerate(shortest) if any(text[at] != letter for text in texts))
-    return shortest[: next(differs, len(shortest))]
 
 
 def estimate(row: pd.Series, measure: str) -> Estimate:
@@ -294,9 +274,9 @@ def _outcome(row: pd.Series) -> str:
 def by_setting(table: Table, measure: str) -> Figure:
     """A measure over the values of each setting that varies, one panel each; a line joins cells that agree in all else."""
     panels = table.varied or ("study",)
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(
-            figsize=(max(figures.SIZE[0], 3.4 * min(len(panels), ACROSS)), 3.1 * -(-len(panels) // ACROSS)),
+            figsize=(max(SIZE[0], 3.4 * min(len(panels), ACROSS)), 3.1 * -(-len(panels) // ACROSS)),
             layout="constrained",
         )
         grid = figure.subplots(-(-len(panels) // ACROSS), min(len(panels), ACROSS), sharey=True, squeeze=False)
@@ -326,23 +306,23 @@ def _panel(axes: Axes, table: Table, setting: str, measure: str) -> None:
         if not known:
             continue
         shift = (number - (len(lines) - 1) / 2) * (0.3 / max(len(lines), 1))
-        colour = figures.SERIES[number % len(figures.SERIES)] if named else figures.SERIES[0]
+        colour = SERIES[number % len(SERIES)] if named else SERIES[0]
         x = np.array([at + shift for at, _ in known])
         y = np.array([found.value for _, found in known], dtype=float)
         low = np.array([found.value if found.low is None else found.low for _, found in known], dtype=float)
         high = np.array([found.value if found.high is None else found.high for _, found in known], dtype=float)
         axes.errorbar(
             x, y, yerr=[np.maximum(y - low, 0), np.maximum(high - y, 0)], color=colour, capsize=3,
-            marker=figures.MARKERS[number % len(figures.MARKERS)] if named else "o",
+            marker=MARKERS[number % len(MARKERS)] if named else "o",
             elinewidth=1.2, linewidth=1.4, alpha=1 if named else 0.45,
-            linestyle=figures.DASHES[number % len(figures.DASHES)] if named else "-",
+            linestyle=DASHES[number % len(DASHES)] if named else "-",
             label=table.described(rows.iloc[0], [others[at] for at in differing]) if named else None,
         )  # fmt: skip
     flat = max(map(len, ticks)) < 12
     if flat:
         axes.set_xticks(range(len(ticks)), ticks)
     else:
-        axes.set_xticks(range(len(ticks)), ticks, rotation=20, ha="right", fontsize=8)
+        axes.set_xticks(range(len(ticks)), ticks, rotation=20, ha="right", fontsize=9)
     axes.set_xlim(-0.5, len(ticks) - 0.5)
     axes.set_title(table.label(setting))
     axes.margins(y=0.15)
@@ -528,3 +508,57 @@ def _named(table: Table, rows: Sequence[pd.Series]) -> str:
 
 def _or_inf(value: float) -> float:
     return float("inf") if pd.isna(value) else float(value)
+
+
+# ---- on a page -------------------------------------------------------------------------------------------------
+
+BOUND_SECONDS = 1.0
+
+
+def bound_seconds() -> float:
+    """The bound of the latency under which a setting is chosen: ``EARMARK_BOUND_SECONDS``, 1 unless set."""
+    return float(os.environ.get("EARMARK_BOUND_SECONDS", BOUND_SECONDS))
+
+
+def plots(table: Table) -> list[Plot]:
+    """The error rate and the latency over each setting that varies."""
+    made = []
+    for place, measure in enumerate(name for name in (table.rate, table.latency) if name):
+        caption = "Bars are 95 % intervals. A line joins cells that agree in all else; invalid cells are left out."
+        title = f"{TITLES[measure]} by setting"
+        made.append(Plot(figures.svg(by_setting(table, measure), f"setting{place}", title), caption, wide=True))
+    return made
+
+
+def page_table(table: Table) -> Figures:
+    """Every cell with what varies and the headline measures."""
+    frame = numbers(table)
+    settings = [table.label(name) for name in table.varied]
+    rows = [
+        Row(
+            ", ".join(str(row[name]) for name in settings) or "the only setting",
+            [_cell_value(name, str(row[name])) for name in frame.columns if name not in settings],
+        )
+        for _, row in frame.iterrows()
+    ]
+    heads = [Head(", ".join(settings) or "setting", left=True)]
+    return Figures([*heads, *(Head(str(name)) for name in frame.columns if name not in settings)], rows)
+
+
+def _cell_value(name: str, text: str) -> Value:
+    if name == "outcome":
+        return Value(f"✓ {text}", mood=GOOD) if text == "valid" else Value(f"✗ {text}", mood=BAD)
+    figure, bracket, interval = text.partition(" [")
+    return Value(figure or "–", f"[{interval}" if bracket else "")
+
+
+def effects_table(table: Table) -> Figures:
+    """What each step of a setting changes."""
+    frame = effects(table)
+    measures = [name for name in frame.columns if name not in ("setting", "from", "to")]
+    rows = [
+        Row(f"{row['setting']}: {row['from']} → {row['to']}", [Value(str(row[name]) or "–") for name in measures])
+        for _, row in frame.iterrows()
+    ]
+    note = "The median of the differences between cells that agree in all else, and their range."
+    return Figures([Head("step", left=True), *(Head(str(name)) for name in measures)], rows, note=note)

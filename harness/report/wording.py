@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 from harness.statistics import Difference, Estimate
+
+LONGEST_VALUE = 28
 
 
 def percent(value: float | None) -> str:
@@ -79,3 +84,33 @@ def interval_plain(estimate: Estimate) -> str:
 def interval_points(estimate: Estimate | Difference) -> str:
     """For `signed_points`."""
     return bracketed(estimate, 100, 1)
+
+
+def streams_said(concurrency: int) -> str:
+    """The concurrency in words."""
+    return "one stream at a time" if concurrency == 1 else f"{concurrency} streams at once"
+
+
+def counted(count: int, singular: str, plural: str = "") -> str:
+    """A count with its noun."""
+    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
+
+
+def shortened(texts: Sequence[str]) -> dict[str, str]:
+    """Each text, or where it is long what lies between the common start and the common end of all, whole words of it."""
+    longest = max(map(len, texts), default=0)
+    if longest <= LONGEST_VALUE or len(texts) < 2:
+        return {text: text for text in texts}
+    start = len(re.sub(r"[^\s,;/{}]*$", "", _common_start(texts)))
+    rests = [text[start:] for text in texts]
+    end = len(re.sub(r"[^\s,;/{}]*$", "", _common_start([rest[::-1] for rest in rests])))
+    middles = [f"{'…' if start else ''}{rest[: len(rest) - end]}{'…' if end else ''}" for rest in rests]
+    if max(map(len, middles)) > LONGEST_VALUE:
+        middles = [f"{number}: {middle[:LONGEST_VALUE]}…" for number, middle in enumerate(middles, 1)]
+    return dict(zip(texts, middles, strict=True))
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    shortest = min(texts, key=len)
+    differs = (at for at, letter in enumerate(shortest) if any(text[at] != letter for text in texts))
+    return shortest[: next(differs, len(shortest))]

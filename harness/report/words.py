@@ -11,9 +11,10 @@ import pandas as pd
 from harness import statistics
 from harness.accuracy import diff
 from harness.normalise import normaliser
-from harness.report.cells import Cell, delay_pairs, speaker_wer
+from harness.report.cells import Cell, delay_pairs, errors_by_utterance, worst_together
+from harness.report.utterances import steps
 from harness.report.wording import interval_points, percent, signed_points
-from harness.statistics import Bootstrap, Difference, Estimate
+from harness.statistics import Bootstrap, Difference
 
 SIGNIFICANCE = 0.05  # over all that one table tests, after Holm's correction
 WORDS_TESTED = 40  # the commonest; each further one makes the correction stricter for all
@@ -154,7 +155,7 @@ def confusions_by_cell(cells: Sequence[Cell], most: int) -> pd.DataFrame:
         counted.append(wrong.groupby(["said", "heard"])["weight"].sum())
         for word, times in rows.groupby("said")["weight"].sum().items():
             said[str(word)] = said.get(str(word), 0.0) + float(times)
-    labels = [cell.mark.label or cell.run.id for cell in cells]
+    labels = [cell.label for cell in cells]
     made = pd.concat(counted, axis=1, keys=labels).fillna(0.0)
     made = made.loc[made.sum(axis=1).sort_values(ascending=False, kind="stable").index].head(most)
     made = made.round(1).reset_index()
@@ -177,12 +178,6 @@ def speakers(cell: Cell) -> list[Contrast]:
         change = statistics.ratio_difference(parts[0], parts[1], parts[2], parts[3], list(counts.index), bootstrap)
         found.append((name, sum(parts[3]), sum(parts[2]) / sum(parts[3]), change))
     return sorted(contrasts(found), key=lambda one: -one.rate)
-
-
-def speaker_rates(cell: Cell) -> list[tuple[str, Estimate]]:
-    """WER of each speaker with its interval."""
-    names = sorted({str(name) for name in cell.scored["speaker"].dropna() if name})
-    return [(name, speaker_wer(cell, name)) for name in names]
 
 
 def kinds_by_delay(cells: Sequence[Cell]) -> list[tuple[str, list[Contrast]]]:
@@ -227,33 +222,33 @@ def _counts(cell: Cell) -> pd.DataFrame:
 def marked(reference: str, hypothesis: str, cell: Cell, language: str = "en") -> str:
     """The aligned words on one line: ``[said→heard]``, ``[−lost]``, ``[+made up]``."""
     parts = []
-    for kind, left, right in diff(reference, hypothesis, normaliser(cell.run.config.normaliser).of(language)):
-        if kind == "equal":
-            parts.append(" ".join(left))
-            continue
-        for said, heard in zip_longest(left, right, fillvalue=""):
-            parts.append(f"[{said}→{heard}]" if said and heard else f"[−{said}]" if said else f"[+{heard}]")
+    for step in steps(reference, hypothesis, normaliser(cell.run.config.normaliser).of(language)):
+        said, heard = step.reference, step.hypothesis
+        match step.kind:
+            case "same":
+                parts.append(said)
+            case "sub":
+                parts.append(f"[{said}→{heard}]")
+            case "del":
+                parts.append(f"[−{said}]")
+            case _:
+                parts.append(f"[+{heard}]")
     return " ".join(parts)
 
 
 def worst_everywhere(cells: Sequence[Cell], most: int) -> pd.DataFrame:
     """The utterances with most errors over all cells: their errors in each, and how the last cell heard them."""
-    columns = []
+    names = worst_together(cells, most)
+    last = cells[-1].scored.drop_duplicates("utterance").set_index("utterance").reindex(names)
+    made = pd.DataFrame({"speaker": last["speaker"]}, index=pd.Index(names, name="utterance"))
     for cell in cells:
-        speech = cell.scored[cell.scored["reference_words"] > 0]
-        errors = speech[list(KINDS)].sum(axis=1)
-        columns.append(errors.groupby(speech["utterance"]).mean().rename(f"errors, {cell.mark.label or cell.run.id}"))
-    made = pd.concat(columns, axis=1)
-    made = made.loc[made.mean(axis=1).sort_values(ascending=False, kind="stable").index].head(most)
-    last = cells[-1].scored.drop_duplicates("utterance").set_index("utterance")
-    known = last.reindex(made.index)
-    made.insert(0, "speaker", known["speaker"])
-    made["words"] = known["reference_words"]
+        made[f"errors, {cell.label}"] = errors_by_utterance(cell).reindex(names)
+    made["words"] = last["reference_words"]
     made["aligned"] = [
         "" if pd.isna(row["reference"]) else marked(
             row["reference"], row["hypothesis"] if row["outcome"] == "ok" else "", cells[-1], row["language"]
         )
-        for _, row in known.iterrows()
+        for _, row in last.iterrows()
     ]  # fmt: skip
     return made.reset_index()
 

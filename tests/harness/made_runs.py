@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from harness import score, store
+from harness.corpus import Utterance
 from harness.timeline import Entry, Kind, Outcome, StreamRecord
 from wire.words import TimedWord
 
@@ -62,6 +63,8 @@ class Recipe:
     caveat: str = CAVEAT
     machine_cpu: float = 85.0  # per cent of one core
     load: tuple[tuple[str, Any], ...] = ()
+    slower: float = 0.0  # by how many seconds words come later with every second of audio
+    spoken: tuple[Utterance, ...] = ()  # recordings that there are, in place of invented ones
     speed: float = 1.0  # inf only marks the records as unpaced: their times stay those of a paced replay
 
 
@@ -70,18 +73,17 @@ def records(recipe: Recipe) -> list[StreamRecord]:
     said, heard = np.random.default_rng(recipe.seed), np.random.default_rng((recipe.seed, recipe.noise_seed))
     lanes = [0.0] * recipe.concurrency
     made = []
-    for number in range(recipe.utterances + recipe.non_speech):
-        words = _words(said) if number < recipe.utterances else ()
-        seconds = (words[-1].end if words else 4.0) + 0.35
+    spoken = recipe.spoken or [_invented(said, n, recipe) for n in range(recipe.utterances + recipe.non_speech)]
+    for number, utterance in enumerate(spoken):
         lane = int(np.argmin(lanes))
         record = StreamRecord(
             stream=number,
-            utterance=f"u{number:04d}",
+            utterance=utterance.id,
             t0_ns=round((lanes[lane] + 0.2) * 1e9),
-            audio_seconds=seconds,
-            reference=" ".join(word.text for word in words).capitalize() + ("." if words else ""),
-            speaker=SPEAKERS[number % len(SPEAKERS)],
-            words=words,
+            audio_seconds=utterance.seconds,
+            reference=utterance.text,
+            speaker=utterance.speaker,
+            words=utterance.words,
             lane=lane,
             delay_ms=recipe.delay_ms,
             delay_ms_in_force=recipe.delay_ms,
@@ -91,6 +93,13 @@ def records(recipe: Recipe) -> list[StreamRecord]:
         lanes[lane] = record.entries[-1].t_ns / 1e9
         made.append(record)
     return made
+
+
+def _invented(rng: np.random.Generator, number: int, recipe: Recipe) -> Utterance:
+    words = _words(rng) if number < recipe.utterances else ()
+    seconds = (words[-1].end if words else 4.0) + 0.35
+    text = " ".join(word.text for word in words).capitalize() + ("." if words else "")
+    return Utterance(f"u{number:04d}", text, seconds, SPEAKERS[number % len(SPEAKERS)], words=words)
 
 
 def _words(rng: np.random.Generator) -> tuple[TimedWord, ...]:
@@ -139,7 +148,8 @@ def _transcript(
     events: list[tuple[float, Kind, float | None, float | None, str | None]] = []
     text, last = "", t0
     for word in record.words or ():
-        shown = min(flushed, t0 + word.end + delay + recipe.overhead + float(rng.gamma(2, recipe.jitter)))
+        behind = recipe.overhead + recipe.slower * word.end
+        shown = min(flushed, t0 + word.end + delay + behind + float(rng.gamma(2, recipe.jitter)))
         last = max(last, shown)
         draw = float(rng.random())
         if draw < recipe.deleted:

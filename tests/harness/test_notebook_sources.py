@@ -12,6 +12,7 @@ import pytest
 from harness import example, gate, overhead
 from harness.capacity import reading
 from harness.gate import history
+from harness.report import ladders
 from harness.report.studies import Table
 from harness.statistics import Difference
 from harness.store import StoreError
@@ -57,7 +58,8 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"streams": 9, "purpose": "search", "verdict": "fails", "reasons": ["the server died"], "run": None},
     ]
     told = {
-        "schema": 1, "complete": True, "sentence": "One stream.", "streams": 1, "above": 6, "limited_by": "slo", "notes": [],
+        "schema": 1, "complete": True, "sentence": "One stream.", "place": "2 cores", "streams": 1, "above": 6, "limited_by": "slo",
+        "notes": [],
         "limits": {"word_p95": 0.9, "errors": 0.01, "drift": 0.01, "wer": 0.0}, "delay_ms": 480, "ladder": ladder,
     }  # fmt: skip
     (folder / "capacity.json").write_text(json.dumps(told))
@@ -71,9 +73,11 @@ def test_a_search_is_read_back_with_the_rise_that_its_runs_show(search: Path) ->
     assert change.low is not None
     assert change.high is not None
     assert change.low < 0.4 < change.high  # what the loaded run was made slower by
-    assert len(reading.ladder(found)) == 3
+    rungs = ladders.table(found.ladder).frame()
+    assert list(rungs.index) == ["1", "6", "9"]
+    assert "the server died" in rungs["remarks"]["9"]
     assert any("rises by more than 100 ms from 6 streams on" in sentence for sentence in reading.conclude(found))
-    reading.figure(found).savefig(search / "ladder.png")
+    ladders.figure(found.ladder).savefig(search / "ladder.png")
 
 
 def test_a_folder_without_a_search_says_how_to_make_one(tmp_path: Path) -> None:

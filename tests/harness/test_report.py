@@ -19,7 +19,9 @@ from rich.console import Console
 
 from harness import report, score, store
 from harness.normalise import normaliser
-from harness.report import cells, figures, findings
+from harness.report import cells, figures, findings, marking
+from harness.report.blocks import Step
+from harness.report.utterances import shortened
 from harness.timeline import Outcome
 from tests.harness.made_runs import CAVEAT, NORMALISER, SPEAKERS, Recipe, config, make, records
 
@@ -42,7 +44,7 @@ def page(study: list[Path], tmp_path_factory: pytest.TempPathFactory) -> str:
 class Elements(HTMLParser):
     """Every start tag with its attributes, and a check that what is opened is closed."""
 
-    VOID = frozenset({"meta", "br", "path", "use", "rect", "circle", "line"})
+    VOID = frozenset({"meta", "br", "path", "use", "rect", "circle", "line", "img"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -77,7 +79,7 @@ def test_the_page_needs_nothing_from_outside(page: str) -> None:
         value for _, attrs in elements.found for name, value in attrs.items() if name in ("src", "href", "xlink:href")
     ]
     assert targets
-    assert all(target and target.startswith("#") for target in targets)
+    assert all(target and target.startswith(("#", "data:")) for target in targets)
     assert "@import" not in page
     assert set(re.findall(r"url\(([^)]*)", page)) == set(re.findall(r"url\((#[^)]*)", page))
 
@@ -104,6 +106,44 @@ def test_every_plot_is_well_formed_themed_and_labelled(page: str) -> None:
     assert variables <= set(re.findall(r"(--[a-z0-9-]+):", page))
 
 
+def luminance(colour: str) -> float:
+    digits = colour.lstrip("#")
+    digits = "".join(2 * digit for digit in digits) if len(digits) == 3 else digits
+    parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2's ratio."""
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def themes(page: str) -> dict[str, dict[str, str]]:
+    """The colours of the page in the light, in the dark and on paper."""
+    roots = re.findall(r":root \{(.*?)\}", page, flags=re.DOTALL)
+    light, dark, paper = (dict(re.findall(r"(--[a-z0-9-]+): (#[0-9a-f]{3,6})", root)) for root in roots)
+    return {"light": light, "dark": light | dark, "paper": light | paper}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark", "paper"])
+def test_every_text_can_be_read_on_its_ground(page: str, theme: str) -> None:
+    colours = themes(page)[theme]
+    pairs = [
+        (ink, ground) for ink in ("--ink", "--muted", "--accent", "--bad", "--good") for ground in ("--paper", "--page")
+    ]
+    pairs += [(f"--{name}", f"--{name}-paper") for name in ("bad", "warn", "sub", "del", "ins")]
+    assert [(a, b) for a, b in pairs if contrast(colours[a], colours[b]) < 4.5] == []
+    assert [i for i in range(6) if contrast(colours[f"--s{i}"], colours["--paper"]) < 2.5] == []
+
+
+def test_neighbouring_series_differ_in_the_grey_of_a_print_or_in_their_line() -> None:
+    marks = marking.marked([config(Recipe(delay_ms=delay)) for delay in (80, 160, 240, 480, 960, 2400)])
+    looks = {(round(luminance(one.mark.colour), 1), str(one.mark.dash)) for one in marks}
+    assert len(looks) == 6
+
+
 def test_three_cells_of_eighty_utterances_stay_below_three_megabytes(page: str) -> None:
     assert len(page.encode()) < 3_000_000
 
@@ -120,29 +160,43 @@ def test_the_numbers_are_those_of_the_scores(page: str, study: list[Path]) -> No
         assert f"{found.substitutions} / {found.deletions} / {found.insertions}" in seen
 
 
-def test_the_headline_says_what_fell_and_what_failed(study: list[Path]) -> None:
+def test_the_headline_says_what_came_out_and_the_deck_what_it_rests_on(study: list[Path]) -> None:
     said = findings.headline(cells.load(study))
     rates = [100 * (score.read_scores(folder).accuracy.wer.value or 0) for folder in (study[0], study[-1])]
-    assert f"WER falls from {rates[0]:.1f} % at 160 ms to {rates[1]:.1f} % at 2400 ms" in said
-    assert "240 utterances, 1 of them failed" in said
-    assert said.endswith("all 3 cells valid.")
+    assert f"gets {rates[0]:.1f} % of words wrong at 160 ms and {rates[1]:.1f} % at 2400 ms" in said
+    assert "cannot tell" not in said
+    words = sum(score.read_scores(folder).accuracy.reference_words for folder in study)
+    rests_on = findings.deck(cells.load(study))
+    assert rests_on == f"240 utterances, 1 of them failed; {words:,} words; 8 streams at once; all 3 cells valid."
 
 
-def test_a_difference_that_may_be_none_is_not_called_a_fall(tmp_path: Path) -> None:
+def test_a_difference_that_may_be_none_is_not_called_one(tmp_path: Path) -> None:
     two = [make(tmp_path, delay_ms=d, utterances=10, noise_seed=d) for d in (160, 480)]
-    said = findings.headline(cells.load(two))
-    assert "falls" not in said
-    assert "a difference this run cannot tell from none" in said
+    assert "a difference these runs cannot tell from none" in findings.headline(cells.load(two))
+
+
+def test_where_there_is_no_interval_the_headline_cannot_tell(tmp_path: Path) -> None:
+    assert "it cannot tell" in findings.headline(cells.load([make(tmp_path, utterances=1)]))
+    told = findings.headline(cells.load([make(tmp_path, utterances=80)]))
+    assert "cannot tell" not in told
+    assert re.search(r"gets \d+\.\d % of words wrong \[\d+\.\d, \d+\.\d\] at 480 ms", told)
+
+
+def test_a_stream_that_falls_behind_is_in_the_headline(tmp_path: Path) -> None:
+    behind = cells.load([make(tmp_path, utterances=40, slower=0.2)])[0]
+    assert behind.keeps_up is False
+    assert findings.headline([behind]).endswith("; it does not keep up with the audio.")
+    level = cells.load([make(tmp_path, utterances=40)])[0]
+    assert "keep up" not in findings.headline([level])
 
 
 def test_the_caveat_stands_before_the_numbers_and_by_the_accuracy(page: str) -> None:
     assert page.index(CAVEAT) < page.index('id="numbers"')
-    accuracy = page[page.index('id="accuracy"') : page.index('id="latency"')]
-    assert CAVEAT in accuracy
+    assert CAVEAT in page[page.index('id="behind"') : page.index('id="further"')]
 
 
 def test_differences_are_compared_on_the_same_utterances(page: str, study: list[Path]) -> None:
-    seen = text_of(page[page.index('id="accuracy"') : page.index('id="latency"')])
+    seen = text_of(page[page.index('id="behind"') : page.index('id="further"')])
     one, two, _ = cells.load(study)
     change = cells.wer_change(one, two)
     assert change.value is not None
@@ -158,7 +212,7 @@ def test_differences_are_compared_on_the_same_utterances(page: str, study: list[
 
 
 def test_every_speaker_has_a_wer(page: str) -> None:
-    seen = text_of(page[page.index('id="accuracy"') : page.index('id="latency"')])
+    seen = text_of(page[page.index('id="behind"') : page.index('id="further"')])
     for speaker in SPEAKERS:
         assert f"{speaker} (20 utterances)" in seen
 
@@ -188,7 +242,7 @@ def test_an_invalid_and_incomplete_run_is_marked_loudly(tmp_path: Path) -> None:
         "✗ Incomplete run",
     ]
     assert "pacing lateness p99 is" in banners[0]
-    assert re.findall(r"<h1>.*INVALID\.</h1>", made)
+    assert re.findall(r'<p class="deck">.*INVALID\.</p>', made)
     assert "✗ no" in made
 
 
@@ -287,11 +341,10 @@ def test_the_terminal_table_fits_and_marks_what_is_not_sound(study: list[Path], 
 )
 def test_the_diff_loses_and_invents_no_word(said: list[str], heard: list[str]) -> None:
     steps = report.steps(" ".join(said), " ".join(heard), normaliser("none"))
-    assert [step["reference"] for step in steps if step["reference"]] == said
-    assert [step["hypothesis"] for step in steps if step["hypothesis"]] == heard
+    assert [step.reference for step in steps if step.reference] == said
+    assert [step.hypothesis for step in steps if step.hypothesis] == heard
     for step in steps:
-        same = step["reference"] == step["hypothesis"]
-        assert (step["kind"] == "same") is same
+        assert (step.kind == "same") is (step.reference == step.hypothesis)
 
 
 @given(
@@ -303,8 +356,39 @@ def test_the_diff_loses_and_invents_no_word(said: list[str], heard: list[str]) -
     )
 )
 def test_cells_are_told_apart_by_label(pairs: list[tuple[int | None, int]]) -> None:
-    labels = [mark.label for mark in figures.marks(pairs)]
-    assert len(set(labels)) == len(labels)
+    marks = marking.marked([config(Recipe(delay_ms=delay, concurrency=streams)) for delay, streams in pairs])
+    assert len({one.mark.label for one in marks}) == len(pairs)
+
+
+def test_runs_alike_in_everything_are_told_apart_by_number() -> None:
+    marks = [one.mark for one in marking.marked([config(Recipe())] * 3)]
+    assert [mark.label for mark in marks] == ["run 1", "run 2", "run 3"]
+    assert len({mark.colour for mark in marks}) == 3
+
+
+def test_what_differs_besides_delay_and_concurrency_is_named() -> None:
+    runs = [
+        config(Recipe(engine=engine, protocol=protocol))
+        for engine, protocol in (("sphinx", "yap"), ("vllm", "realtime"))
+    ]
+    assert [one.mark.label for one in marking.marked(runs)] == ["sphinx, yap", "vllm, realtime"]
+    assert len({one.mark.colour for one in marking.marked(runs)}) == 2
+
+
+@given(st.lists(st.sampled_from(["same", "sub", "del", "ins"]), max_size=400))
+def test_a_shortened_diff_keeps_every_error_that_it_shows_whole(kinds: list[str]) -> None:
+    whole = [
+        Step(kind, "" if kind == "ins" else f"w{i}", "" if kind == "del" else f"w{i}" if kind == "same" else f"h{i}")
+        for i, kind in enumerate(kinds)
+    ]
+    shown = shortened(whole)
+    errors = [step for step in shown if step.kind in ("sub", "del", "ins")]
+    assert errors == [step for step in whole if step.kind != "same"][: len(errors)]
+    left = len(whole) - sum(step.kind == "same" for step in whole) - len(errors)
+    assert left == 0 or shown[-1].reference.startswith(f"… and {left} more error")
+    if len(whole) <= 150:
+        words = " ".join(step.reference for step in shown if step.kind in ("same", "sub", "del"))
+        assert words.split() == [step.reference for step in whole if step.reference]
 
 
 def test_coordinates_are_rounded_and_labels_are_not() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from harness import store
 from harness.report import studies
-from harness.report.studies import Table, conclude, read, shortened
+from harness.report.studies import Table, conclude, read
+from harness.report.wording import shortened
 
 MEASURES = [
     "wer", "cer", "first_token_p50", "first_token_p95", "word_latency_p50", "word_latency_p95",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from harness.report import cells as report_cells
-from harness.report import charts, normalisers, words
+from harness.report import charts, figures, normalisers, words
 from harness.report.cells import Cell
 from harness.statistics import Bootstrap, paired_wer_difference, ratio_difference
 from tests.harness.made_runs import make
@@ -93,13 +93,13 @@ def test_capitals_and_full_stops_raise_the_rate_without_a_normaliser_and_the_exa
 
 def test_charts_are_drawn_also_of_differences_that_have_no_interval(pair: list[Cell], tmp_path: Path) -> None:
     nothing = paired_wer_difference([1], [2], [3], ["a"], Bootstrap(0, 100))
-    figures = [
+    drawn = [
         charts.differences([charts.Bar("one", nothing, False)], "title", "points", 100, 0.01),
-        charts.dots(normalisers.rates(pair), "title", "rate"),
+        figures.share_rows(normalisers.rates(pair), "title", "rate"),
         charts.rise_by_load([(2, nothing), (4, nothing)], 0.1, "title", "rise (ms)"),
         charts.over_runs([0.1, 0.2], ["a", "b"], [(0, 1, 0.1), (1, 2, 0.2)], [(1, 1)], "title", "WER", percent=True),
     ]
-    for number, figure in enumerate(figures):
+    for number, figure in enumerate(drawn):
         figure.savefig(tmp_path / f"{number}.png")
 
 
