@@ -138,7 +138,10 @@ def test_words_in_silence_fail_as_hallucination_not_as_wer(made: Make) -> None:
         ({"load": (("generators", 2),)}, "load is none in the baseline and 'generators=2' in the candidate"),
         ({"load": (("stalls", ("2@10",)),)}, "load is none in the baseline and 'stalls=2@10' in the candidate"),
         ({"arrival": "poisson:2"}, "arrival is 'closed' in the baseline and 'poisson:2' in the candidate"),
-        ({"driver_options": ("tier=fast", "mood=calm")}, "driver_options is none in the baseline and 'mood=calm tier=fast'"),
+        (
+            {"driver_options": ("tier=fast", "mood=calm")},
+            "driver_options is none in the baseline and 'mood=calm tier=fast'",
+        ),
         ({"pacing_late": 0.01}, "is invalid: pacing lateness p99"),
         ({"complete": False}, "is incomplete"),
     ],
