@@ -20,6 +20,7 @@ from harness.commands.drivers import DriverOption, options_of
 from harness.commands.drivers import drivers as drivers_command
 from harness.commands.folders import expand as _expand
 from harness.commands.terminal import console as _console
+from harness.commands.watch import watch as watch_command
 
 if TYPE_CHECKING:
     from harness.bench import Watcher
@@ -44,6 +45,7 @@ datasets_app = typer.Typer(help="What can be replayed.", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
 app.command("capacity")(capacity_command)
 app.command("drivers")(drivers_command)
+app.command("watch")(watch_command)
 datasets_app.command("align")(align_dataset)
 
 
