@@ -14,6 +14,7 @@ from harness.commands import compare as commands_compare
 from harness.commands import gate as commands_gate
 from harness.commands import history as commands_history
 from harness.commands import load as loads
+from harness.commands import log as commands_log
 from harness.commands.align import align_dataset
 from harness.commands.capacity import capacity as capacity_command
 from harness.commands.drivers import DriverOption, options_of
@@ -46,6 +47,7 @@ app.add_typer(datasets_app, name="datasets")
 app.command("capacity")(capacity_command)
 app.command("drivers")(drivers_command)
 app.command("watch")(watch_command)
+app.command("log")(commands_log.log)
 datasets_app.command("align")(align_dataset)
 
 
@@ -90,6 +92,7 @@ def _expected() -> tuple[type[Exception], ...]:
         "harness.grid": "StudyError",
         "harness.capacity.measuring": "CapacityError",
         "harness.capacity.limits": "LimitError",
+        "harness.tracking": "TrackingError",
     }
     return (
         UsageError,
@@ -167,6 +170,7 @@ def bench(
     per_connection: loads.PerConnection = 1,
     retries: loads.Retries = 0,
     generators: loads.Generators = 1,
+    log_to: commands_log.LogTo = None,
 ) -> int:
     """Start a server (or take --target), replay a dataset against it, score, report."""
     from harness import bench as benches
@@ -215,6 +219,7 @@ def bench(
     )
     if normaliser is not None:
         _check_normaliser(normaliser)
+    commands_log.check(log_to or [])
     corpus = load_mix(dataset or benches.default_dataset(plan), limit=limit, skip_bad=skip_bad)
     terminal.say(_forecast(plan, corpus))
     outcome = benches.run(plan, corpus, terminal.watcher())
@@ -226,11 +231,12 @@ def bench(
     (outcome.folder / "bench.json").write_text(json.dumps(benches.index(outcome), indent=2) + "\n", encoding="utf-8")
     for note in outcome.notes:
         terminal.say(note)
+    logged = not log_to or commands_log.tell_of_bench(log_to, outcome.runs, page, terminal.say)
     if as_json:
         print(json.dumps(_summary(outcome.runs, page, complete=outcome.complete)))
     if not outcome.complete:
         return INTERRUPTED
-    return OK if all(_transcribed(folder) for folder in outcome.runs) else FAILED
+    return OK if logged and all(_transcribed(folder) for folder in outcome.runs) else FAILED
 
 
 def _forecast(plan: Any, corpus: Corpus) -> str:

@@ -423,7 +423,7 @@ def row(study: Study, one: Planned, done: Done | None, folder: Path) -> dict[str
     found |= {"cell": one.key, "corpus_sha256": one.corpus.sha256}
     found |= {"outcome": "not measured", "reason": ""} if done is None else _told(done)
     scores = None if done is None else _scores(folder, done)
-    return found if done is None or scores is None else found | _measures(scores, folder / "runs" / str(done.run))
+    return found if done is None or scores is None else found | measures(scores, folder / "runs" / str(done.run))
 
 
 def _column_value(name: str, value: Setting) -> Setting | None:
@@ -444,7 +444,8 @@ def _scores(folder: Path, done: Done) -> score.Scores | None:
     return score.read_scores(folder / "runs" / done.run)
 
 
-def _measures(scores: score.Scores, run_folder: Path) -> dict[str, Any]:
+def measures(scores: score.Scores, run_folder: Path) -> dict[str, Any]:
+    """The headline figures of a run, flat: what it was, rates and quantiles with their intervals, counts, what the server used."""
     config = store.read_run(run_folder).config
     found: dict[str, Any] = {
         "engine": config.engine,
