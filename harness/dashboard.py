@@ -19,6 +19,7 @@ from harness.store import RunConfig, Standing
 BARS = "▁▂▃▄▅▆▇█"
 TWO_COLUMNS = 76  # characters from which on figures stand beside each other
 ALL_QUANTILES = 72  # and from which on all quantiles fit
+TWO_QUANTILES = 56
 NARROWEST_SPARK = 6
 SILENT_SECONDS = 5.0  # a run that is told of every second has ended or hangs after this
 LATE_SECONDS = 0.020  # packets later than this make a run doubtful
@@ -142,7 +143,7 @@ def _bar(value: float | None, most: float) -> str:
 
 
 def _latencies(latencies: Sequence[Latency], width: int) -> Table:
-    shares = (0.5, 0.95, 0.99) if width >= ALL_QUANTILES else (0.5, 0.95)
+    shares = (0.5, 0.95, 0.99) if width >= ALL_QUANTILES else (0.5, 0.95) if width >= TWO_QUANTILES else (0.95,)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("", no_wrap=True, overflow="ellipsis", max_width=26 if width >= 100 else 16)
     for title in ("mean", *(f"p{100 * share:.0f}" for share in shares), "n"):
