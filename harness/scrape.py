@@ -16,10 +16,13 @@ Name = tuple[str, str]  # of a sample, and the value of its `figure` label
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """One answer. ``values`` are summed over labels; those with a label ``figure`` also stand alone. A family without samples is there."""
+    """One answer. ``values`` are summed over labels, ``largest`` are not: parts of a whole do not add. Those with a label ``figure`` also
+    stand alone. ``families`` are there, with samples or without.
+    """
 
     at_seconds: float
     values: Mapping[Name, float]
+    largest: Mapping[Name, float]
     histograms: Mapping[str, Histogram]
     counters: frozenset[Name]
     families: frozenset[str]
@@ -45,6 +48,7 @@ def parse(text: str, at_seconds: float) -> Scrape:
     if not any(family.samples for family in families):
         raise ValueError("no metric in it")
     values: dict[Name, float] = {}
+    largest: dict[Name, float] = {}
     reasons: dict[str, dict[str, float]] = {}
     counters = set()
     for family in families:
@@ -56,13 +60,14 @@ def parse(text: str, at_seconds: float) -> Scrape:
             figure = sample.labels.get("figure", "")
             for name in {(sample.name, ""), (sample.name, figure)}:
                 values[name] = values.get(name, 0.0) + sample.value
+                largest[name] = max(largest.get(name, sample.value), sample.value)
                 if family.type == "counter":
                     counters.add(name)
             if family.type == "counter" and "reason" in sample.labels:
                 of = reasons.setdefault(sample.name, {})
                 of[sample.labels["reason"]] = of.get(sample.labels["reason"], 0.0) + sample.value
     known = frozenset(family.name for family in families)
-    return Scrape(at_seconds, values, histograms(families), frozenset(counters), known, reasons)
+    return Scrape(at_seconds, values, largest, histograms(families), frozenset(counters), known, reasons)
 
 
 def started_again(earlier: Scrape, later: Scrape) -> bool:
@@ -105,7 +110,7 @@ SOUGHT = (
     ),
     Sought("dropped audio", "grown", "s", ("earmark_dropped_audio_seconds_total",), bad=True),
     Sought("errors", "grown", "", ("earmark_errors_total",), bad=True),
-    Sought("turned away", "grown", "", ("earmark_connections_rejected_total",), bad=True),
+    Sought("turned away", "grown", "", ("earmark_connections_rejected_total", "vllm:admission_rejections_total"), bad=True),
     Sought("preempted", "grown", "", ("vllm:num_preemptions_total",), missed=False, bad=True),
     Sought("ended", "grown", "", ("earmark_utterances_total", "vllm:request_success_total"), missed=False),
     Sought("memory", "now", "bytes", ("process_resident_memory_bytes",)),
@@ -220,7 +225,7 @@ def _found(sought: Sought, scrape: Scrape) -> Name | None:
 
 
 def _figure(sought: Sought, name: Name, earlier: Scrape, later: Scrape, seconds: float) -> Figure:
-    now = later.values.get(name, 0.0)
+    now = (later.largest if sought.unit == "share" else later.values).get(name, 0.0)
     grown = max(0.0, now - earlier.values.get(name, 0.0))
     match sought.kind:
         case "now":

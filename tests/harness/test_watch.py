@@ -34,6 +34,7 @@ vllm:num_requests_running{engine="1",model_name="m"} 4.0
 vllm:num_requests_waiting{engine="0",model_name="m"} 1.0
 # TYPE vllm:kv_cache_usage_perc gauge
 vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+vllm:kv_cache_usage_perc{engine="1",model_name="m"} 0.5
 # TYPE vllm:generation_tokens counter
 vllm:generation_tokens_total{engine="0",model_name="m"} TOKENS
 # TYPE vllm:time_to_first_token_seconds histogram
@@ -105,7 +106,7 @@ def test_vllm_is_told_in_its_own_names_and_what_it_does_not_say_is_said() -> Non
     ]
     shown = frame(*answers)
     found = figures(shown)
-    assert (found["streams open"], found["waiting"], found["KV cache"], found["tokens per s"]) == (7, 1, 0.25, 100)
+    assert (found["streams open"], found["waiting"], found["KV cache"], found["tokens per s"]) == (7, 1, 0.5, 100)
     assert found["memory"] == 3 * 2**30
     assert [(one.label, one.over.count, one.over.quantile(0.95)) for one in shown.latencies] == [
         ("step", 200, Between(0.02, 0.04))
