@@ -108,6 +108,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def trackers(session: nox.Session) -> None:
+    """The tests of what MLflow and Weights & Biases are told, against their local stores; elsewhere these are skipped."""
+    install(session, "harness,dev,mlflow,wandb")
+    run(session, "python", "-m", "pytest", "tests/harness/test_tracking.py", *session.posargs)
+
+
+@nox.session(default=False)
 def vllm(session: nox.Session) -> None:
     """The tests of the vLLM engine, on real vLLM with tiny checkpoints on the CPU."""
     programs = install_vllm(session, cuda=False)

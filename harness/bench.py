@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -415,13 +415,13 @@ def _run_cell(
     cell = plan.cell(concurrency)
     server = measured.server
     try:
-        with Sampler(server_pid=server.pid if server else None) as sampler:
+        with Sampler(server_pid=server.pid if server else None) as sampler, store.StandingFile(folder) as standing:
             replayed = _replay(
                 corpus.utterances,
                 destination,
                 cell,
                 plan.load.generators,
-                watcher,
+                _also_kept(watcher, standing, measured.url),
                 interrupts,
                 watch,
                 lambda: _keep_metrics(folder / BEFORE, measured, plan),
@@ -448,6 +448,17 @@ def _run_cell(
     store.write_run(folder, record)
     if server is not None:
         server.check()
+
+
+def _also_kept(watcher: Watcher, file: store.StandingFile, url: str) -> Watcher:
+    """The watcher, told after the run's own folder."""
+
+    def progress(now: Progress) -> None:
+        counts = {name: getattr(now, name) for name in store.Standing.__struct_fields__ if name != "server"}
+        file.write(store.Standing(server=url, **counts))
+        watcher.progress(now)
+
+    return replace(watcher, progress=progress)
 
 
 def _expected_streams(plan: Plan, concurrency: int, corpus: Corpus) -> int:

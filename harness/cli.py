@@ -14,14 +14,17 @@ from harness.commands import compare as commands_compare
 from harness.commands import gate as commands_gate
 from harness.commands import history as commands_history
 from harness.commands import load as loads
+from harness.commands import log as commands_log
 from harness.commands.align import align_dataset
 from harness.commands.capacity import capacity as capacity_command
 from harness.commands.drivers import DriverOption, options_of
 from harness.commands.drivers import drivers as drivers_command
+from harness.commands.errors import UsageError
 from harness.commands.folders import expand as _expand
 from harness.commands.report import report as report_command
 from harness.commands.report import show
 from harness.commands.terminal import Terminal, public_arguments
+from harness.commands.watch import watch as watch_command
 
 if TYPE_CHECKING:
     from harness.corpus import Corpus
@@ -45,6 +48,8 @@ datasets_app = typer.Typer(help="What can be replayed.", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
 app.command("capacity")(capacity_command)
 app.command("drivers")(drivers_command)
+app.command("watch")(watch_command)
+app.command("log")(commands_log.log)
 datasets_app.command("align")(align_dataset)
 
 
@@ -89,15 +94,12 @@ def _expected() -> tuple[type[Exception], ...]:
         "harness.grid": "StudyError",
         "harness.capacity.measuring": "CapacityError",
         "harness.capacity.limits": "LimitError",
+        "harness.tracking": "TrackingError",
     }
     return (
         UsageError,
         *(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules),
     )
-
-
-class UsageError(Exception):
-    """An argument that makes no sense; the message says which and why."""
 
 
 # ---- bench -----------------------------------------------------------------------------------------------------
@@ -166,6 +168,7 @@ def bench(
     per_connection: loads.PerConnection = 1,
     retries: loads.Retries = 0,
     generators: loads.Generators = 1,
+    log_to: commands_log.LogTo = None,
 ) -> int:
     """Start a server (or take --target), replay a dataset against it, score, report."""
     from harness import bench as benches
@@ -214,6 +217,7 @@ def bench(
     )
     if normaliser is not None:
         _check_normaliser(normaliser)
+    commands_log.check(log_to or [])
     corpus = load_mix(dataset or benches.default_dataset(plan), limit=limit, skip_bad=skip_bad)
     terminal.say(_forecast(plan, corpus))
     outcome = benches.run(plan, corpus, terminal.watcher())
@@ -225,11 +229,12 @@ def bench(
     (outcome.folder / "bench.json").write_text(json.dumps(benches.index(outcome), indent=2) + "\n", encoding="utf-8")
     for note in outcome.notes:
         terminal.say(note)
+    logged = not log_to or commands_log.tell_of_bench(log_to, outcome.runs, page, terminal.say)
     if as_json:
         print(json.dumps(_summary(outcome.runs, page, complete=outcome.complete)))
     if not outcome.complete:
         return INTERRUPTED
-    return OK if all(_transcribed(folder) for folder in outcome.runs) else FAILED
+    return OK if logged and all(_transcribed(folder) for folder in outcome.runs) else FAILED
 
 
 def _forecast(plan: Any, corpus: Corpus) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,10 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+from harness.arrivals import ArrivalError, Recorded
+from harness.arrivals import parse as parse_arrivals
+from harness.impairment import ImpairmentError, parse_stalls
 
 Setting = str | int | float | bool
 Values = Mapping[str, tuple[Setting, ...]]
@@ -30,12 +35,36 @@ HARNESS_DEFAULTS: Mapping[str, Setting] = {
     "repeat": 1,
     "seed": 0,
     "normaliser": "by language",
+    "driver-options": "none",
+    "arrival": "closed",
+    "seconds": "all",
+    "think-seconds": 0.0,
+    "duty-cycle": "off",
+    "jitter-ms": 0.0,
+    "burst": 1,
+    "stall": "none",
+    "per-connection": 1,
+    "retries": 0,
+    "generators": 1,
 }
-"""Every harness setting and what it is where a study does not name it. ``all``, ``server`` and ``by language`` ask for no value of ours."""
+"""Every harness setting, as `earmark bench` calls it, and what it is where a study does not name it. ``all``, ``server``, ``none``,
+``off`` and ``by language`` ask for no value of ours."""
 
-TEXTS = frozenset({"dataset", "protocol", "normaliser"})
-WORDS = {"limit": "all", "delay-ms": "server", "speed": "inf"}  # the one word each of these takes beside numbers
-LEAST = {"limit": 1, "concurrency": 1, "delay-ms": 0, "packet-ms": 5, "repeat": 1, "seed": 0}
+LATER = frozenset(list(HARNESS_DEFAULTS)[list(HARNESS_DEFAULTS).index("driver-options") :])
+"""Settings that there were not from the beginning: they are in a cell's key only where they are not the default, so that cells measured
+before stay known."""
+
+TEXTS = frozenset({"dataset", "protocol", "normaliser", "driver-options", "arrival", "stall"})
+WORDS = {  # the one word that each of these takes beside its values
+    "limit": "all", "delay-ms": "server", "speed": "inf", "seconds": "all", "duty-cycle": "off", "stall": "none",
+    "driver-options": "none",
+}  # fmt: skip
+LEAST = {
+    "limit": 1, "concurrency": 1, "delay-ms": 0, "packet-ms": 5, "repeat": 1, "seed": 0, "burst": 1, "per-connection": 0,
+    "retries": 0, "generators": 1,
+}  # fmt: skip
+ABOVE = {"speed": 0.0, "seconds": 0.0, "duty-cycle": 0.0}  # numbers that need not be whole; these are larger than that
+FROM = {"think-seconds": 0.0, "jitter-ms": 0.0}  # and these no smaller
 OURS = frozenset({"host", "port", "announce", "api-key", "api-keys", "help"})
 DESIGNS = ("full", "one-at-a-time")
 TOP = ("name", "question", "design", "ready-seconds", "server", "harness")
@@ -60,7 +89,12 @@ class Cell:
 
     def key(self, corpus_sha256: str) -> str:
         """The cell's name in a folder: settings and corpus, hashed. What is spelt out and what is left to its default hash alike."""
-        harness = {name: text(value) for name, value in sorted(self.harness.items())}
+        told = {
+            name: value for name, value in self.harness.items() if name not in LATER or value != HARNESS_DEFAULTS[name]
+        }
+        if "arrival" in told:  # a schedule is known by what it says, not by its file's name
+            told["arrival"] = str(parse_arrivals(str(told["arrival"])))
+        harness = {name: text(value) for name, value in sorted(told.items())}
         known = json.dumps([self.options, harness, corpus_sha256], ensure_ascii=False)
         return hashlib.sha256(known.encode()).hexdigest()[:16]
 
@@ -84,8 +118,9 @@ def text(value: Setting) -> str:
 class Study:
     """What a file says. ``server`` and ``harness`` hold the values of each setting in the file's order: one when it is fixed.
 
-    Harness settings are always crossed with each other and with every server. Servers are crossed in the ``full`` design; in
-    ``one-at-a-time`` each differs from the first (the first value of every setting) in one setting.
+    Harness settings are always crossed with each other and with every server, but that open arrivals decide themselves how many streams
+    there are: they have one cell whatever the concurrencies. Servers are crossed in the ``full`` design; in ``one-at-a-time`` each
+    differs from the first (the first value of every setting) in one setting.
     """
 
     name: str
@@ -112,7 +147,13 @@ class Study:
 
     def cells(self) -> list[Cell]:
         """Every cell, those of one server together."""
-        return [Cell(server, harness) for server in self.servers() for harness in _crossed(self.harness)]
+        return [Cell(server, harness) for server in self.servers() for harness in self._uses()]
+
+    def _uses(self) -> list[dict[str, Setting]]:
+        """The settings of the harness for each server, no two alike."""
+        crossed = _crossed(self.harness)
+        closed = [use if use["arrival"] == "closed" else {**use, "concurrency": 1} for use in crossed]
+        return list({tuple(use.items()): use for use in closed}.values())
 
     def with_settings(self, changes: Iterable[str]) -> Study:
         """The study with settings replaced: each change is ``server.NAME=VALUE`` or ``harness.NAME=VALUE``, the value as in the file.
@@ -222,24 +263,45 @@ def _harness(settings: Mapping[str, Any], where: str) -> dict[str, tuple[Setting
 
 
 def _checked(name: str, value: Setting, where: str) -> Setting:
-    """A harness setting in its own type: numbers of speed as floats, all else as it is."""
+    """A harness setting in its own type and one spelling: numbers that need not be whole as floats."""
     place = f"{where}: harness.{name} = {value!r}"
     if name in TEXTS:
         if not isinstance(value, str) or not value:
-            raise StudyError(f"{place}: a name is expected")
-        return value
+            raise StudyError(f"{place}: a {'text' if name in WORDS else 'name'} is expected")
+        try:
+            return value if value == WORDS.get(name) else _spelt(name, value)
+        except (ArrivalError, ImpairmentError, ValueError) as error:
+            raise StudyError(f"{place}: {error}") from None
     if value == WORDS.get(name) or (name == "speed" and value == math.inf):
         return WORDS[name]
     expected = f"a number{f' or {WORDS[name]!r}' if name in WORDS else ''} is expected"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise StudyError(f"{place}: {expected}")
-    if name == "speed":
-        if not value > 0:
-            raise StudyError(f"{place}: a positive {expected.removeprefix('a ')}")
+    if name in ABOVE or name in FROM:
+        if not (value > ABOVE[name] if name in ABOVE else value >= FROM[name]) or not math.isfinite(value):
+            least = "positive " if name in ABOVE else "number, 0 or more, "
+            raise StudyError(f"{place}: a {least}{expected.removeprefix('a ' if name in ABOVE else 'a number ')}")
         return float(value)
     if not isinstance(value, int) or value < LEAST[name]:
         raise StudyError(f"{place}: a whole number from {LEAST[name]} on is expected")
     return value
+
+
+def _spelt(name: str, value: str) -> str:
+    """The one spelling of a text: what means the same is the same cell."""
+    match name:
+        case "arrival":
+            arrivals = parse_arrivals(value)
+            return value if isinstance(arrivals, Recorded) else str(arrivals)
+        case "stall":
+            return ",".join(map(str, parse_stalls(value)))
+        case "driver-options":
+            pairs = sorted(shlex.split(value))
+            if not pairs or not all(re.fullmatch(r"[^=]+=.+", pair, re.DOTALL) for pair in pairs):
+                raise ValueError("NAME=VALUE is expected, several with blanks between them")
+            return shlex.join(pairs)
+        case _:
+            return value
 
 
 def _values(place: str, given: Any, where: str) -> tuple[Setting, ...]:

@@ -94,8 +94,13 @@ def read(text: str) -> dict[str, Histogram]:
     """
     from prometheus_client.parser import text_string_to_metric_families
 
+    return histograms(text_string_to_metric_families(text))
+
+
+def histograms(families: Iterable[Any]) -> dict[str, Histogram]:
+    """As `read`, of families that were parsed already."""
     found = {}
-    for family in text_string_to_metric_families(text):
+    for family in families:
         if family.type == "histogram":
             made = _summed(family.name, family.samples)
             if made is not None:

@@ -80,6 +80,55 @@ class Run(msgspec.Struct):
     ] = {}  # processes and their clocks, CPU seconds, retries, blocked writes, why it stopped early
 
 
+class Standing(msgspec.Struct, frozen=True):
+    """What progress.json holds while a run is under way: how it stands, for whoever watches. Counts are named as the replay's."""
+
+    server: str  # ws:// URL
+    total: int
+    active: int
+    done: int
+    failed: int
+    retries: int
+    words: int
+    worst_lateness_seconds: float
+
+
+class StandingFile:
+    """progress.json of a run under way, gone when it ends.
+
+    It is written in place, always at the same length: replacing or truncating a file can make a file system write to disk at once, and
+    whoever writes here has packets to send.
+    """
+
+    BYTES = 1024
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "progress.json"
+
+    def __enter__(self) -> StandingFile:
+        self._file = os.open(self._path, os.O_CREAT | os.O_WRONLY, 0o644)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+        self._path.unlink(missing_ok=True)
+
+    def write(self, standing: Standing) -> None:
+        """Replace what the file says."""
+        told = msgspec.json.encode(standing)
+        if len(told) <= self.BYTES:
+            os.pwrite(self._file, told.ljust(self.BYTES), 0)
+
+
+def read_standing(folder: Path) -> tuple[Standing, float] | None:
+    """How the run of a folder stands, and when (epoch seconds) that was written; ``None`` where none is under way."""
+    path = folder / "progress.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Standing), path.stat().st_mtime
+    except (OSError, msgspec.DecodeError):  # ended meanwhile, or not written yet
+        return None
+
+
 _WORD = pa.struct([("text", pa.string()), ("start", pa.float64()), ("end", pa.float64())])
 _STREAMS = pa.schema(
     [

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import signal
 import statistics
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count, groupby
 from pathlib import Path
@@ -20,15 +21,19 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from harness import bench, corpus, grid, launch, score, store
+from harness import bench, grid, launch, score, store
+from harness.arrivals import parse as parse_arrivals
 from harness.audio import AudioError
-from harness.bench import BenchError, Plan, Watcher
+from harness.bench import BenchError, Load, Plan, Watcher
 from harness.corpus import Corpus
+from harness.corpus.mix import load_mix
 from harness.grid import Cell, Setting, Study, StudyError
+from harness.impairment import Impairment, parse_stalls
 from harness.launch import Server, ServerError
 from harness.normalise import normaliser
 from harness.replay import ReplayError
-from harness.resources import Load, by_source
+from harness.resources import Load as Used
+from harness.resources import by_source
 from harness.statistics import Distribution, Estimate
 
 STUDIES = Path("reports/studies")
@@ -96,9 +101,10 @@ def prepare(study: Study, folder: Path, command: Sequence[str] = ()) -> list[Pla
         wanted = cell.harness["dataset"], cell.harness["limit"]
         if wanted not in corpora:
             limit = wanted[1] if isinstance(wanted[1], int) else None
-            corpora[wanted] = corpus.load(str(wanted[0]), limit=limit)
+            corpora[wanted] = load_mix(str(wanted[0]), limit=limit)
         try:
             plan = _plan(study, cell, folder / "runs", command)
+            bench.check_target(plan)
         except (BenchError, ValueError) as error:
             raise StudyError(f"{study.name}: {error}") from error
         replayed = corpora[wanted]
@@ -111,6 +117,7 @@ def _plan(study: Study, cell: Cell, out: Path, command: Sequence[str]) -> Plan:
     named = None if asked["normaliser"] == grid.HARNESS_DEFAULTS["normaliser"] else str(asked["normaliser"])
     if named is not None:
         normaliser(named)
+    options = "" if asked["driver-options"] == "none" else asked["driver-options"]
     return Plan(
         concurrencies=[asked["concurrency"]],
         delays_ms=[None if asked["delay-ms"] == "server" else asked["delay-ms"]],
@@ -122,16 +129,35 @@ def _plan(study: Study, cell: Cell, out: Path, command: Sequence[str]) -> Plan:
         engine=str(cell.server.get("engine", "auto")),
         server_options=cell.options,
         normaliser=named,
+        driver_options=dict(pair.split("=", 1) for pair in shlex.split(options)),
         label=study.name,
         out=out,
         command=command,
+        load=_load(asked),
+    )
+
+
+def _load(asked: Mapping[str, Any]) -> Load:
+    """Raises ValueError for what cannot be."""
+    return Load(
+        arrivals=parse_arrivals(asked["arrival"]),
+        seconds=None if asked["seconds"] == "all" else asked["seconds"],
+        think_seconds=asked["think-seconds"],
+        duty_cycle=None if asked["duty-cycle"] == "off" else asked["duty-cycle"],
+        impairment=Impairment(
+            asked["jitter-ms"], asked["burst"], parse_stalls("" if asked["stall"] == "none" else asked["stall"])
+        ),
+        per_connection=asked["per-connection"],
+        retries=asked["retries"],
+        generators=asked["generators"],
     )
 
 
 def _replay_seconds(replayed: Corpus, plan: Plan) -> float:
-    lengths = [utterance.seconds for utterance in replayed.utterances]
-    speed = plan.speed if math.isfinite(plan.speed) else UNPACED_SPEED
-    return (max(sum(lengths) * plan.repeat / plan.concurrencies[0], max(lengths)) + min(lengths)) / speed
+    """The replay with its warm-up of the shortest utterance."""
+    paced = plan if math.isfinite(plan.speed) else replace(plan, speed=UNPACED_SPEED)
+    warm_up_seconds = min(utterance.seconds for utterance in replayed.utterances) / paced.speed
+    return bench.forecast_seconds(paced, plan.concurrencies[0], replayed) + warm_up_seconds
 
 
 def read_ledger(folder: Path) -> Ledger:
@@ -397,7 +423,7 @@ def row(study: Study, one: Planned, done: Done | None, folder: Path) -> dict[str
     found |= {"cell": one.key, "corpus_sha256": one.corpus.sha256}
     found |= {"outcome": "not measured", "reason": ""} if done is None else _told(done)
     scores = None if done is None else _scores(folder, done)
-    return found if done is None or scores is None else found | _measures(scores, folder / "runs" / str(done.run))
+    return found if done is None or scores is None else found | measures(scores, folder / "runs" / str(done.run))
 
 
 def _column_value(name: str, value: Setting) -> Setting | None:
@@ -418,7 +444,8 @@ def _scores(folder: Path, done: Done) -> score.Scores | None:
     return score.read_scores(folder / "runs" / done.run)
 
 
-def _measures(scores: score.Scores, run_folder: Path) -> dict[str, Any]:
+def measures(scores: score.Scores, run_folder: Path) -> dict[str, Any]:
+    """The headline figures of a run, flat: what it was, rates and quantiles with their intervals, counts, what the server used."""
     config = store.read_run(run_folder).config
     found: dict[str, Any] = {
         "engine": config.engine,
@@ -445,9 +472,9 @@ def _with_interval(name: str, estimate: Estimate) -> dict[str, Any]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-def _system(loads: Mapping[str, Load], audio_per_second: float | None) -> dict[str, Any]:
+def _system(loads: Mapping[str, Used], audio_per_second: float | None) -> dict[str, Any]:
     """What server and GPUs used while the cell ran; nothing where nothing was sampled."""
-    server = loads.get("server", Load(0))
+    server = loads.get("server", Used(0))
     gpus = [load for source, load in loads.items() if source.startswith("gpu")]
     mean = server.cpu_percent_mean
     watts = [load.gpu_watts_mean for load in gpus if load.gpu_watts_mean is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 # Fine enough that a quantile is known to about a third of its value: harness and dashboards subtract them from what clients see.
 _LATENCY = (
@@ -42,6 +42,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # memory and CPU of this process, without an engine's workers
 
         def gauge(name: str, meaning: str, *labels: str) -> Gauge:
             return Gauge(f"earmark_{name}", meaning, labels, registry=self.registry)

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from scipy.stats import t as student
 
-from harness.gate.records import COORDINATES, IDENTITY, CellRecord
+from harness.gate.records import CellRecord
 from harness.gate.tolerances import TOLERANCES, GateError, Tolerance
 from harness.gate.verdicts import Judged, Verdict, judge
 
@@ -52,7 +52,7 @@ def propose(cells: Sequence[CellRecord], tolerances: dict[str, Tolerance] | None
     """
     groups: dict[tuple[Any, ...], list[CellRecord]] = {}
     for cell in cells:
-        groups.setdefault(tuple(getattr(cell, name) for name in (*COORDINATES, *IDENTITY)), []).append(cell)
+        groups.setdefault(cell.key, []).append(cell)
     if not groups:
         raise GateError("nothing to calibrate on: no run given")
     for group in groups.values():

@@ -166,6 +166,7 @@ def as_rows(cells: Iterable[CellRecord]) -> list[dict[str, Any]]:
         {
             **{name: getattr(cell, name) for name in KEY},
             "speed": str(cell.speed),
+            "driver_options": " ".join(cell.driver_options),
             "created": cell.created,
             "run": cell.run,
             "commit": cell.commit,
@@ -247,7 +248,7 @@ def since_when(
     allowed = TOLERANCES | dict(tolerances or {})
     grouped: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        grouped.setdefault((*(row[name] for name in KEY), row["metric"]), []).append(row)
+        grouped.setdefault((*(_of(row, name) for name in KEY), row["metric"]), []).append(row)
     order = list(METRICS)
     found = []
     for group in grouped.values():
@@ -255,6 +256,11 @@ def since_when(
         if newest[0]["metric"] in METRICS:  # a later version may know more of them
             found.append(_series(newest, allowed[newest[0]["metric"]], significance))
     return sorted(found, key=lambda one: (one.machine, one.dataset, one.engine, one.cell, order.index(one.metric)))
+
+
+def _of(row: Mapping[str, Any], name: str) -> Any:
+    """Histories begun before there were options of drivers have no column of them."""
+    return row.get(name, "") or "" if name == "driver_options" else row[name]
 
 
 def _series(rows: Sequence[Mapping[str, Any]], tolerance: Tolerance, significance: float) -> Series:

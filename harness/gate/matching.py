@@ -96,7 +96,15 @@ def _fields_that_differ(
 
 
 def _short(value: object) -> str:
-    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else repr(value)
+    match value:
+        case "" | () | None:
+            return "none"
+        case str() if len(value) == 64:
+            return f"{value[:12]}…"
+        case tuple():
+            return repr(" ".join(value))
+        case _:
+            return repr(value)
 
 
 def differences(pairs: Sequence[Pair]) -> Iterator[str]:
@@ -110,7 +118,7 @@ def differences(pairs: Sequence[Pair]) -> Iterator[str]:
         for old, new in pairs:
             before, after = getattr(old, name), getattr(new, name)
             if before != after:
-                told = (_short(before or "none"), _short(after or "none"))
+                told = (_short(before), _short(after))
                 changes.setdefault(told, []).append(old.label)
         for (was, now), labels in changes.items():
             where = "" if len(labels) == len(pairs) else f"{', '.join(labels)}: "

@@ -21,10 +21,10 @@ SCHEMA = 1
 
 # A cell of the baseline is compared with the candidate that has the same coordinates ...
 COORDINATES = ("protocol", "concurrency", "delay_ms", "packet_ms", "speed", "arrival", "load")
-# ... and these must agree as well: figures of another corpus, normaliser or engine say nothing about a change.
-IDENTITY = ("engine", "dataset", "corpus_sha256", "normaliser", "normaliser_sha256")
+# ... and these must agree as well: figures of another corpus, normaliser, engine or way of asking a service say nothing about a change.
+IDENTITY = ("engine", "dataset", "corpus_sha256", "normaliser", "normaliser_sha256", "driver_options")
 # These may differ, since a change is what a gate is for, but whoever reads the verdict should know.
-REMARKED = ("model", "server_options", "driver_options", "seed", "machine")
+REMARKED = ("model", "server_options", "seed", "machine")
 
 COUNTS = ("audio_seconds", "reference", "substitutions", "deletions", "insertions", "hallucinated")
 EVENTS = ("stalls", "lost_tail_words", "dropped_seconds", "unstable_words")
@@ -72,7 +72,12 @@ class CellRecord(msgspec.Struct, frozen=True):
     commit: str = ""
     created: str = ""  # ISO 8601 UTC
     load: str = ""  # what makes the load another than the plain one
-    driver_options: list[str] = []
+    driver_options: tuple[str, ...] = ()  # sorted
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What records of the same cell agree in."""
+        return tuple(getattr(self, name) for name in (*COORDINATES, *IDENTITY))
 
     @property
     def label(self) -> str:
@@ -164,7 +169,7 @@ def record(run: Run, scores: Scores, utterances: pd.DataFrame) -> CellRecord:
             for name in ("engine", "model", "dataset", "corpus_sha256", "normaliser", "seed", "caveat")
         },
         server_options=list(config.server_options),
-        driver_options=list(config.driver_options),
+        driver_options=tuple(sorted(config.driver_options)),
         load=_load(config.load),
         machine=str(run.environment.get("cpu") or run.environment.get("machine") or ""),
         counted="characters" if by_character else "words",
@@ -192,8 +197,9 @@ def record(run: Run, scores: Scores, utterances: pd.DataFrame) -> CellRecord:
 
 
 def _load(load: Mapping[str, Any]) -> str:
-    """However many processes made it, it is the same load."""
-    return " ".join(f"{name}={value}" for name, value in sorted(load.items()) if name != "generators")
+    """The number of processes is part of it: several read sooner what the server wrote than one that reads for all."""
+    told = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in load.items()}
+    return " ".join(f"{name}={value}" for name, value in sorted(told.items()))
 
 
 def _counted(scored: pd.DataFrame, *, by_character: bool) -> pd.DataFrame:
@@ -234,7 +240,7 @@ def pooled(cells: Sequence[CellRecord]) -> list[CellRecord]:
     """Repetitions of one cell become one record with the mean of each utterance."""
     groups: dict[tuple[Any, ...], list[CellRecord]] = {}
     for cell in cells:
-        groups.setdefault(tuple(getattr(cell, name) for name in (*COORDINATES, *IDENTITY)), []).append(cell)
+        groups.setdefault(cell.key, []).append(cell)
     return [group[0] if len(group) == 1 else _mean(group) for group in groups.values()]
 
 

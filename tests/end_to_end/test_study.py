@@ -55,7 +55,7 @@ def test_a_study_measures_its_grid_with_one_server_per_setting_and_is_done_the_s
     tmp_path: Path, spoken: Path
 ) -> None:
     file, out = tmp_path / "twice.toml", tmp_path / "out"
-    file.write_text(a_study(spoken, [QUICK, SLOW], **{"packet-ms": [40, 80]}))
+    file.write_text(a_study(spoken, [QUICK, SLOW], **{"packet-ms": [40, 80], "jitter-ms": 3, "retries": 1}))
 
     listed = earmark(str(file), "--out", str(out), "--dry-run")
     assert listed.returncode == 0, listed.stderr
@@ -76,6 +76,9 @@ def test_a_study_measures_its_grid_with_one_server_per_setting_and_is_done_the_s
     assert table.varied == ("server.script", "harness.packet-ms")
     assert (table.frame["outcome"].eq("ok") & table.frame["wer"].eq(0)).all()
     assert list(table.frame["harness.packet-ms"]) == [40, 80, 40, 80]
+    assert set(table.frame["harness.jitter-ms"]) == {3.0}
+    for run in (out / "runs").glob("*/run.json"):
+        assert store.read_run(run.parent).config.load == {"jitter_ms": 3.0, "retries": 1}
     medians = table.frame["word_latency_p50"]
     for quick, slow in ((0, 2), (1, 3)):  # 250 ms are injected
         assert medians[slow] - medians[quick] == pytest.approx(0.250, abs=0.1)
@@ -96,7 +99,8 @@ def test_a_study_measures_its_grid_with_one_server_per_setting_and_is_done_the_s
     assert servers_started(out) == 2
     assert (out / "cells.json").read_bytes() == before
 
-    file.write_text(a_study(spoken, [QUICK, SLOW], **{"packet-ms": [40, 80], "concurrency": [2, 1]}))
+    wider_settings = {"packet-ms": [40, 80], "jitter-ms": 3, "retries": 1, "concurrency": [2, 1]}
+    file.write_text(a_study(spoken, [QUICK, SLOW], **wider_settings))
     wider = earmark(str(file), "--out", str(out), "--dry-run")
     assert "8 cells, 4 done; 4 to measure" in wider.stderr
 

@@ -65,6 +65,8 @@ class Recipe:
     load: tuple[tuple[str, Any], ...] = ()
     slower: float = 0.0  # by how many seconds words come later with every second of audio
     spoken: tuple[Utterance, ...] = ()  # recordings that there are, in place of invented ones
+    arrival: str = "closed"
+    driver_options: tuple[str, ...] = ()
     speed: float = 1.0  # inf only marks the records as unpaced: their times stay those of a paced replay
 
 
@@ -168,7 +170,8 @@ def config(recipe: Recipe) -> store.RunConfig:
     return store.RunConfig(
         dataset="spoken-en", corpus_sha256=recipe.corpus, protocol=recipe.protocol, target="started", engine=recipe.engine,
         model=recipe.model, concurrency=recipe.concurrency, delay_ms=recipe.delay_ms, packet_ms=80, speed=recipe.speed, seed=recipe.seed,
-        normaliser=NORMALISER, caveat=recipe.caveat, load=dict(recipe.load),
+        normaliser=NORMALISER, caveat=recipe.caveat, load=dict(recipe.load), arrival=recipe.arrival,
+        driver_options=list(recipe.driver_options),
     )  # fmt: skip
 
 

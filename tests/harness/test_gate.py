@@ -134,7 +134,14 @@ def test_words_in_silence_fail_as_hallucination_not_as_wer(made: Make) -> None:
         ({"delay_ms": 960}, "delay_ms is 480 in the baseline and 960 in the candidate"),
         ({"engine": "whisper"}, "engine is 'sphinx' in the baseline and 'whisper' in the candidate"),
         ({"protocol": "yap"}, "protocol is 'realtime' in the baseline and 'yap' in the candidate"),
-        ({"load": (("jitter_ms", 20.0),)}, "load is '' in the baseline and 'jitter_ms=20.0' in the candidate"),
+        ({"load": (("jitter_ms", 20.0),)}, "load is none in the baseline and 'jitter_ms=20.0' in the candidate"),
+        ({"load": (("generators", 2),)}, "load is none in the baseline and 'generators=2' in the candidate"),
+        ({"load": (("stalls", ("2@10",)),)}, "load is none in the baseline and 'stalls=2@10' in the candidate"),
+        ({"arrival": "poisson:2"}, "arrival is 'closed' in the baseline and 'poisson:2' in the candidate"),
+        (
+            {"driver_options": ("tier=fast", "mood=calm")},
+            "driver_options is none in the baseline and 'mood=calm tier=fast'",
+        ),
         ({"pacing_late": 0.01}, "is invalid: pacing lateness p99"),
         ({"complete": False}, "is incomplete"),
     ],
@@ -148,8 +155,22 @@ def test_what_cannot_be_compared_exits_2_and_names_the_reason(
     assert said in gate.markdown(result)
 
 
-def test_the_same_load_from_more_processes_is_the_same(baseline: Mapping[str, Any], made: Make) -> None:
-    assert gate.compare(baseline, [made(noise_seed=2, load=(("generators", 2),))]).exit_code == 0
+def test_options_of_a_driver_are_the_same_in_any_order(made: Make) -> None:
+    asked = gate.save([made(driver_options=("tier=fast", "mood=calm"))])
+    through_a_file = json.loads(json.dumps(asked))
+    assert gate.compare(through_a_file, [made(driver_options=("mood=calm", "tier=fast"))]).exit_code == 0
+    assert gate.compare(through_a_file, [made()]).exit_code == 2
+
+
+def test_a_history_keeps_options_of_a_driver_apart_and_reads_one_without_them(made: Make, tmp_path: Path) -> None:
+    runs, refused = gate.read([made(), made(driver_options=("mood=calm",))], "run")
+    assert not refused
+    gate.appended(tmp_path / "history.parquet", runs)
+    rows = gate.read_history(tmp_path / "history.parquet")
+    metrics = {row["metric"] for row in rows}
+    assert len(gate.since_when(rows)) == 2 * len(metrics)
+    older = [{name: value for name, value in row.items() if name != "driver_options"} for row in rows]
+    assert len(gate.since_when(older)) == len(metrics)
 
 
 def test_a_missing_candidate_cell_exits_2(made: Make) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from itertools import pairwise
@@ -7,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import grid
-from harness.bench import Plan
+from harness import grid, study
+from harness.arrivals import Poisson
+from harness.bench import Load, Plan
 from harness.grid import HARNESS_DEFAULTS, Cell, StudyError, parse
+from harness.impairment import Impairment, Stall
 
 SHIPPED = sorted((Path(__file__).resolve().parents[2] / "studies").glob("*.toml"))
 SERVER_HELP = grid.server_help()
@@ -34,6 +38,7 @@ def written(server: dict[str, list[Any]], harness: dict[str, list[Any]], design:
     return "\n".join([f'design = "{design}"', "[server]", *table(server), "[harness]", *table(harness)])
 
 
+@settings(deadline=None)
 @given(server_settings, concurrencies, delays)
 def test_the_full_grid_is_every_combination_once_and_servers_stay_together(
     server: dict[str, list[Any]], concurrency: list[int], delay_ms: list[Any]
@@ -49,6 +54,7 @@ def test_the_full_grid_is_every_combination_once_and_servers_stay_together(
     assert switches + 1 == len({cell.options for cell in cells}) == math.prod(map(len, server.values()))
 
 
+@settings(deadline=None)
 @given(server_settings, concurrencies)
 def test_one_at_a_time_changes_one_setting_of_the_first_server(
     server: dict[str, list[Any]], concurrency: list[int]
@@ -78,6 +84,102 @@ def test_a_cell_is_known_by_its_settings_however_they_are_written() -> None:
     assert Cell({**short.server, "vad": False}, short.harness).options[-1] == "--no-vad"
 
 
+def test_a_cell_measured_before_there_were_settings_of_load_is_known_still() -> None:
+    """The key is the hash of options, the ten first settings and the corpus; a load that is not plain is another cell."""
+    plain = parse("[server]\nengine = 'sphinx'", "s").cells()[0]
+    first_ten = {
+        "concurrency": "8", "dataset": "spoken-en", "delay-ms": "server", "limit": "all", "normaliser": "by language",
+        "packet-ms": "80", "protocol": "yap", "repeat": "1", "seed": "0", "speed": "1",
+    }  # fmt: skip
+    known = json.dumps([["--engine=sphinx"], first_ten, "corpus"])
+    assert plain.key("corpus") == hashlib.sha256(known.encode()).hexdigest()[:16]
+    spelt = parse("[server]\nengine = 'sphinx'\n[harness]\njitter-ms = 0\nstall = 'none'\nretries = 0", "s").cells()[0]
+    assert spelt.key("corpus") == plain.key("corpus")
+    keys = {plain.key("corpus")}
+    for change in ("jitter-ms = 1", "burst = 2", "stall = '2@1'", "seconds = 9", "generators = 2", "arrival = 'fixed:1'",
+                   "per-connection = 0", "retries = 1", "think-seconds = 1", "duty-cycle = 0.5", "driver-options = 'a=b'"):  # fmt: skip
+        keys.add(parse(f"[server]\nengine = 'sphinx'\n[harness]\n{change}", "s").cells()[0].key("corpus"))
+    assert len(keys) == 12
+
+
+def test_what_means_the_same_is_spelt_the_same() -> None:
+    (cell,) = parse(
+        "[harness]\narrival = 'ramp:1.0-4:60.0'\nstall = '2.0@10, 2/30'\ndriver-options = \"z=1 a='two words'\"", "s"
+    ).cells()
+    assert cell.harness["arrival"] == "ramp:1-4:60"
+    assert cell.harness["stall"] == "2@10,2/30"
+    assert cell.harness["driver-options"] == "'a=two words' z=1"
+
+
+def test_a_schedule_is_known_by_what_it_says(tmp_path: Path) -> None:
+    def key(name: str, starts: str) -> str:
+        (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_text(starts)
+        return parse(f"[harness]\narrival = 'file:{tmp_path / 'a' / name}'", "s").cells()[0].key("corpus")
+
+    assert key("one.csv", "0\n1\n") != key("one.csv", "0\n2\n")
+
+
+def test_open_arrivals_are_one_cell_whatever_the_concurrencies() -> None:
+    asked = parse("[harness]\narrival = ['closed', 'poisson:2', 'fixed:1']\nconcurrency = [4, 8]", "s")
+    told = [(cell.harness["arrival"], cell.harness["concurrency"]) for cell in asked.cells()]
+    assert told == [("closed", 4), ("poisson:2", 1), ("fixed:1", 1), ("closed", 8)]
+
+
+LOADED = """
+[server]
+engine = "scripted"
+[harness]
+dataset = "spoken-en*2+non-speech"
+limit = 4
+protocol = "realtime"
+concurrency = 3
+packet-ms = 40
+arrival = "closed"
+seconds = 30
+duty-cycle = 0.5
+jitter-ms = 20
+burst = 2
+stall = "1@2,1/9"
+per-connection = 0
+retries = 3
+generators = 2
+"""
+
+
+def test_every_setting_of_load_reaches_the_bench_and_the_forecast(tmp_path: Path) -> None:
+    (one,) = study.prepare(parse(LOADED, "loaded"), tmp_path)
+    assert one.plan.load == Load(
+        seconds=30, duty_cycle=0.5, impairment=Impairment(20, 2, (Stall(1, at=2), Stall(1, every=9))),
+        per_connection=0, retries=3, generators=2,
+    )  # fmt: skip
+    assert one.corpus.name == "spoken-enx2+non-speech"
+    longest = max(utterance.seconds for utterance in one.corpus.utterances)
+    assert one.seconds > 30 + longest  # and the warm-up
+    (thinking,) = study.prepare(parse("[harness]\nthink-seconds = 2\nconcurrency = 1\nlimit = 4", "s"), tmp_path)
+    lengths = [utterance.seconds for utterance in thinking.corpus.utterances]
+    assert thinking.seconds == pytest.approx(sum(lengths) + 4 * 2 + min(lengths))
+    (polled,) = study.prepare(parse("[harness]\narrival = 'poisson:0.5'", "s"), tmp_path)
+    assert (polled.plan.load.arrivals, polled.plan.concurrencies) == (Poisson(0.5), [1])
+
+
+@pytest.mark.parametrize(
+    ("toml", "told"),
+    [
+        ("think-seconds = 1\nduty-cycle = 0.5", "give one of them"),
+        ("arrival = 'poisson:1'\nper-connection = 5", "per_connection is of closed arrivals"),
+        ("jitter-ms = 5\nspeed = 'inf'", "need a schedule"),
+        ("generators = 999", "999 generator processes"),
+        ("duty-cycle = 2", "duty_cycle is 2.0"),
+        ("protocol = 'deepgram'", "is a service"),
+        ("protocol = 'realtime'\ndriver-options = 'mood=calm'", "realtime has no option 'mood'"),
+    ],
+)
+def test_a_load_that_cannot_be_is_refused_before_anything_is_started(tmp_path: Path, toml: str, told: str) -> None:
+    with pytest.raises(StudyError, match=re.escape(told)):
+        study.prepare(parse(f"[harness]\n{toml}", "s"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("toml", "told"),
     [
@@ -93,6 +195,18 @@ def test_a_cell_is_known_by_its_settings_however_they_are_written() -> None:
         ("[harness]\nspeed = nan", "harness.speed = nan"),
         ("[harness]\nlimit = 2.5", "harness.limit = 2.5"),
         ("[harness]\ndataset = 3", "harness.dataset = 3"),
+        ("[harness]\narrival = 'often'", "harness.arrival = 'often': arrival 'often': closed, poisson:PER_SECOND"),
+        ("[harness]\narrival = 'file:/nowhere.csv'", "the schedule /nowhere.csv cannot be read"),
+        ("[harness]\narrival = ['poisson:2', 'poisson:2.0']", "harness.arrival has poisson:2 twice"),
+        ("[harness]\nstall = '2'", "SECONDS@AT"),
+        ("[harness]\nstall = ''", "harness.stall = '': a text is expected"),
+        ("[harness]\njitter-ms = -1", "harness.jitter-ms = -1: a number, 0 or more, is expected"),
+        ("[harness]\nthink-seconds = inf", "harness.think-seconds = inf"),
+        ("[harness]\nseconds = 0", "harness.seconds = 0: a positive number or 'all' is expected"),
+        ("[harness]\nduty-cycle = 'on'", "harness.duty-cycle = 'on'"),
+        ("[harness]\nretries = -1", "harness.retries = -1: a whole number from 0 on"),
+        ("[harness]\nburst = 0", "harness.burst = 0: a whole number from 1 on"),
+        ("[harness]\ndriver-options = 'fast'", "harness.driver-options = 'fast': NAME=VALUE is expected"),
         ("[server]\nport = 80", "server.port is set by the harness"),
         ("[server]\n\"--engine\" = 'x'", "server.--engine"),
         ("[server]\nengine = {a = 1}", "server.engine"),
@@ -159,4 +273,5 @@ def test_the_defaults_of_a_study_are_those_of_a_bench_where_it_has_one_value() -
     plan = Plan()
     assert (HARNESS_DEFAULTS["packet-ms"], HARNESS_DEFAULTS["speed"]) == (plan.packet_ms, plan.speed)
     assert (HARNESS_DEFAULTS["repeat"], HARNESS_DEFAULTS["seed"]) == (plan.repeat, plan.seed)
+    assert study.prepare(parse("", "s"), Path("unused"))[0].plan.load == plan.load
     assert (HARNESS_DEFAULTS["protocol"], (HARNESS_DEFAULTS["concurrency"],)) == (plan.protocol, plan.concurrencies)
