@@ -421,7 +421,7 @@ def _run_cell(
                 destination,
                 cell,
                 plan.load.generators,
-                _also_kept(watcher, standing, measured.url),
+                _also_kept(watcher, standing, measured.url if driver.describes_itself else ""),
                 interrupts,
                 watch,
                 lambda: _keep_metrics(folder / BEFORE, measured, plan),

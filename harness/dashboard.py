@@ -59,7 +59,9 @@ def _rule(title: str) -> Rule:
 
 
 def _title(frame: Frame, url: str, clock: datetime, now_seconds: float, interval_seconds: float) -> RenderableType:
-    head = Text.assemble((url, "bold"), (f"  {clock:%H:%M:%S}", "dim"))
+    head = Text.assemble((url or "a service, which has no metrics", "bold"), (f"  {clock:%H:%M:%S}", "dim"))
+    if not url:
+        return head
     if frame.down_since_seconds is not None:
         seconds = now_seconds - frame.down_since_seconds
         since = f"{clock - timedelta(seconds=seconds):%H:%M:%S}"

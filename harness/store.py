@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -83,7 +84,7 @@ class Run(msgspec.Struct):
 class Standing(msgspec.Struct, frozen=True):
     """What progress.json holds while a run is under way: how it stands, for whoever watches. Counts are named as the replay's."""
 
-    server: str  # ws:// URL
+    server: str  # ws:// URL; empty for a service, which has no metrics to ask for
     total: int
     active: int
     done: int
@@ -117,7 +118,8 @@ class StandingFile:
         """Replace what the file says."""
         told = msgspec.json.encode(standing)
         if len(told) <= self.BYTES:
-            os.pwrite(self._file, told.ljust(self.BYTES), 0)
+            with contextlib.suppress(OSError):  # a full disk is found out when the run is kept
+                os.pwrite(self._file, told.ljust(self.BYTES), 0)
 
 
 def read_standing(folder: Path) -> tuple[Standing, float] | None:

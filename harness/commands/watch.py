@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import typer
 
 from harness.commands.errors import UsageError
+from harness.commands.folders import expand
 
 if TYPE_CHECKING:
     import httpx
@@ -24,6 +25,7 @@ REPORTS = Path("reports")
 UNDER_WAY = ("runs/*", "runs/*/*", "studies/*/runs/*", "capacity/*/runs/*")  # where runs are written
 DEFAULT = "http://127.0.0.1:8000"
 ANSWER_SECONDS = 5.0
+ABANDONED_SECONDS = 60.0  # a run is told of every second
 LARGEST_ANSWER_BYTES = 8 * 1024 * 1024
 FAILED = 3
 
@@ -62,7 +64,7 @@ def watch(
         console = Console(width=80, highlight=False)
     address = metrics_address(url) if url else None
     key = api_key or os.environ.get("EARMARK_API_KEY")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    headers = {"Authorization": f"Bearer {key}"} if key and url else {}  # only to whom it was meant for
     with httpx.Client(headers=headers, timeout=ANSWER_SECONDS, trust_env=False) as client:
         screen = _Screen(client, console, Watched(window), address, run, interval)
         if once:
@@ -135,8 +137,10 @@ class _Screen:
         from harness.scrape import Watched, parse
 
         self._view = run_view(self._run, time.time())
-        told = self._named or (self._view and self._view.standing and metrics_address(self._view.standing.server))
-        told = told or self._address or metrics_address(DEFAULT)
+        if self._named is None and self._view is not None and self._view.standing and not self._view.standing.server:
+            self._address = None  # a service, which has no metrics
+            return True
+        told = self._named or self._of_bench() or self._address or metrics_address(DEFAULT)
         if told != self._address:  # a bench has begun, with a server of its own
             self._address, self._watched = told, Watched(self._watched.window_seconds)
         now_seconds = time.monotonic()
@@ -151,6 +155,11 @@ class _Screen:
             return False
         return True
 
+    def _of_bench(self) -> str | None:
+        """The metrics of the server that the running bench measures."""
+        standing = self._view.standing if self._view else None
+        return metrics_address(standing.server) if standing and standing.server else None
+
     @property
     def has_rates(self) -> bool:
         """Whether two answers of this server are known."""
@@ -159,10 +168,11 @@ class _Screen:
     def picture(self) -> RenderableType:
         """What is known now."""
         from harness.dashboard import draw
+        from harness.scrape import Frame
 
         return draw(
-            self._watched.frame(),
-            url=self._address or DEFAULT,
+            self._watched.frame() if self._address else Frame(),
+            url=self._address or "",
             width=self._console.width,
             clock=datetime.now(),
             now_seconds=time.monotonic(),
@@ -203,8 +213,9 @@ def run_folder(named: Path | None, reports: Path = REPORTS) -> Path | None:
     if (named / "run.json").exists():
         return named
     found = [path for pattern in ("*/progress.json", "*/run.json") for path in named.glob(pattern)]
-    listed = named / "bench.json"
-    if not found and (listed.exists() or "-bench-" in named.name):  # a bench's runs lie beside its folder
+    if not found and (named / "bench.json").exists():  # a bench's runs lie beside its folder
+        found = [folder / "run.json" for folder in expand([named])]
+    elif not found and "-bench-" in named.name:
         found = [path for path in named.parent.glob("*/run.json") if path.parent.name >= named.name[:16]]
     return max(found, key=_written).parent if found else None
 
@@ -224,11 +235,13 @@ def run_view(named: Path | None, now_epoch_seconds: float, reports: Path = REPOR
     folder = run_folder(named, reports)
     if folder is None:
         return None
+    found = store.read_standing(folder)
+    if named is None and (found is None or now_epoch_seconds - found[1] > ABANDONED_SECONDS):
+        return None  # whoever wrote it was killed
     try:
         run = store.read_run(folder)
     except store.StoreError:
         return RunView(folder.name)
-    found = store.read_standing(folder)
     if found is not None:
         standing, written = found
         began = datetime.fromisoformat(run.created).timestamp()

@@ -148,9 +148,17 @@ def test_a_server_that_dies_costs_the_cell_it_died_in_and_is_started_again(tmp_p
                 if "server" in process.cmdline():
                     process.kill()
 
-    result = run_here(a_study(spoken, [QUICK], **{"packet-ms": [40, 80]}), tmp_path, Watcher(begin=kill_in_the_first))
+    told: list[Any] = []
+
+    def look(_progress: Any) -> None:
+        told.extend(store.read_standing(file.parent) for file in tmp_path.glob("runs/*/progress.json"))
+
+    watcher = Watcher(begin=kill_in_the_first, progress=look)
+    result = run_here(a_study(spoken, [QUICK], **{"packet-ms": [40, 80]}), tmp_path, watcher)
     assert [row["outcome"] for row in result.rows] == ["failed", "ok"]
     assert "the server died" in result.rows[0]["reason"]
+    assert {(standing.server[:15], standing.total) for standing, _ in told} == {("ws://127.0.0.1:", 2)}
+    assert not list(tmp_path.glob("runs/*/progress.json"))
     assert servers_started(tmp_path) == 2
 
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -315,6 +316,20 @@ def test_metrics_are_looked_for_where_servers_have_them() -> None:
     assert metrics_address("https://host/own/metrics") == "https://host/own/metrics"
 
 
+def test_a_bench_of_a_service_is_shown_without_asking_the_service(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = store.create(tmp_path, config(Recipe()))
+    store.write_run(folder, store.Run(store.SCHEMA, folder.name, "2030-01-02T03:04:05+00:00", config(Recipe()), {}))
+    with store.StandingFile(folder) as file:
+        file.write(msgspec.structs.replace(STANDING, server=""))
+        assert watch(once=True, interval=0.01, window=30, run=folder) == 0
+    shown = capsys.readouterr().out
+    assert "a service, which has no metrics" in shown
+    assert "37 of 88" in shown
+    assert "no answer" not in shown
+
+
 # ---- the run's folder
 
 
@@ -329,6 +344,10 @@ def test_a_run_under_way_says_how_it_stands_until_it_ends(tmp_path: Path) -> Non
         file.write(STANDING)  # shorter than the one before
         assert run_folder(None, reports) == folder
         written = (folder / "progress.json").stat().st_mtime
+        assert run_view(None, written + 3600, reports) is None  # left behind
+        left = run_view(folder, written + 3600, reports)
+        assert left is not None
+        assert left.told_seconds_ago == pytest.approx(3600, abs=0.01)
         view = run_view(None, written + 3, reports)
         assert view is not None
         assert (view.standing, view.name) == (STANDING, folder.name)
