@@ -22,12 +22,14 @@ from harness.replay.jobs import Job, Share, jobs, share_of, think_seconds
 from harness.replay.stream import Departure, Destination, Line, Patience, Prepared, Progress, Retries, Stream
 from harness.replay.timetable import Timetable
 from harness.timeline import Outcome, StreamRecord
-from wire.pcm import BYTES_PER_SECOND
+from wire.pcm import BYTES_PER_SECOND, bytes_of
 
 LoadAudio = Callable[[Utterance], bytes]
 """PCM16, 16 kHz, mono of an utterance."""
 
 SMALLEST_RAMP_SECONDS_PER_LANE = 0.002
+WARM_UP_SECONDS = 20.0
+"""Of audio: an hour in one utterance is not heard twice."""
 PROGRESS_SECONDS = 1.0
 """Drawing progress takes the loop a few milliseconds, so it is not done often."""
 
@@ -148,8 +150,15 @@ class Shelf:
             self._kept[utterance.id] = prepared
         return prepared
 
-    def _make(self, utterance: Utterance) -> Prepared:
-        return Prepared(utterance, self._load(utterance), self._destination, self._cell.packet_ms, self._cell.speed)
+    async def beginning(self, utterance: Utterance, seconds: float) -> Prepared:
+        """At most its first ``seconds``, prepared and not kept."""
+        return await asyncio.to_thread(self._make, utterance, seconds)
+
+    def _make(self, utterance: Utterance, seconds: float = math.inf) -> Prepared:
+        pcm = self._load(utterance)
+        if seconds < utterance.seconds:
+            pcm = pcm[: bytes_of(seconds)]
+        return Prepared(utterance, pcm, self._destination, self._cell.packet_ms, self._cell.speed)
 
     def _keep(self, prepared: Prepared) -> None:
         self._kept[prepared.utterance.id] = prepared
@@ -244,14 +253,15 @@ class Generator:
         return max(1, round(len(self._lanes) * max(1.0, (self._cell.seconds or 0.0) / seconds))) if seconds else 1
 
     async def warm_up(self, stop: asyncio.Event) -> None:
-        """Replay the shortest utterance a few times, unrecorded: a server that fails it is not worth a run.
+        """Replay the shortest utterance, or its beginning, a few times, unrecorded: a server that fails it is not worth a run.
 
         Raises:
             ReplayError: it failed.
         """
         shortest = min(self._utterances, key=lambda utterance: utterance.seconds)
         for _ in range(self._cell.warm_up):
-            stream = Stream(-1, -1, await self._shelf.get(shortest), self._destination, self._patience, Progress())
+            prepared = await self._shelf.beginning(shortest, WARM_UP_SECONDS)
+            stream = Stream(-1, -1, prepared, self._destination, self._patience, Progress())
             running = asyncio.create_task(stream.run(self._timetable))
             stopped = asyncio.create_task(stop.wait())
             try:

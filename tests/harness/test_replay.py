@@ -141,6 +141,15 @@ async def test_unpaced_audio_arrives_whole() -> None:
     assert replayed.wall_seconds < 20
 
 
+async def test_a_warm_up_hears_no_more_than_the_beginning_of_a_long_recording() -> None:
+    long = Utterance("u", "text", 60.0)
+    _, server = await run(speak_yap, [long], Cell(warm_up=1, speed=40))
+    warm_up, whole = sorted(server.heard, key=len)
+    assert len(warm_up) == 20 * 32_000
+    assert whole == audio(long)
+    assert whole.startswith(warm_up)
+
+
 async def test_a_warm_up_that_fails_stops_the_run_with_the_reason() -> None:
     async with peer(speak_yap) as server:
         where = destination(server)
