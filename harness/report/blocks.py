@@ -132,7 +132,7 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Whatever of a section is empty is not shown; a section with nothing at all has no place on the page."""
+    """Whatever of a section is empty is not shown; one with nothing at all only where its ``lead`` says why (``always``)."""
 
     id: str
     title: str
@@ -148,12 +148,13 @@ class Section:
     facts: Sequence[tuple[str, str]] = ()
     more_facts: Sequence[tuple[str, str]] = ()
     terms: Sequence[tuple[str, str]] = ()
+    always: bool = False
 
     @property
     def empty(self) -> bool:
         """Whether there is anything to show."""
         parts = (self.sentences, self.plots, self.tables, self.utterances, self.errors, self.commands, self.facts)
-        return not any((*parts, self.terms))
+        return not self.always and not any((*parts, self.terms))
 
 
 @dataclass(frozen=True, slots=True)

@@ -326,8 +326,8 @@ def lag_lines(cell: Cell, most: int = figures.LINES_DRAWN) -> list[Line]:
     Where the audio ended with words still missing, the last point is the lag at that end.
     """
     ended = cell.scored[cell.scored["outcome"] == Outcome.OK.value]["stream"].to_numpy(int)
-    picked = np.unique(np.linspace(0, len(ended) - 1, min(most, len(ended))).round().astype(int))
-    wanted = {int(ended[place]) for place in picked}
+    places = np.linspace(0, len(ended) - 1, min(most, len(ended))).round().astype(int)
+    wanted = {int(ended[place]) for place in places}
     lines = []
     for record in store.iter_records(cell.folder) if wanted else ():
         if record.stream not in wanted:

@@ -81,6 +81,7 @@ def about(cells: Sequence[Cell]) -> Page:
         if names
         else "No utterance has an error.",
         utterances=utterances.utterances(cells, names),
+        always=True,
     )
     return Page(
         title=f"{subject(cells)} · Earmark",
@@ -89,17 +90,23 @@ def about(cells: Sequence[Cell]) -> Page:
         deck=deck(cells),
         caveats=_caveats(cells),
         banners=_banners(cells),
-        sections=[_answer(cells), *_figures(cells), *_further(cells), worst, *_rest(cells)],
+        sections=_sections(cells, worst),
         made_from=[cell.folder.name for cell in cells],
     )
 
 
-def _answer(cells: Sequence[Cell], first: Sequence[Plot] = ()) -> Section:
+def _sections(cells: Sequence[Cell], *utterances_: Section) -> list[Section]:
+    """All that is told of cells, from the answer to the terms."""
+    answer = _answer(cells)
+    return [answer, *_figures(cells), *_further(cells, answer.plots), *utterances_, *_rest(cells)]
+
+
+def _answer(cells: Sequence[Cell]) -> Section:
     return Section(
         "answer",
         "At a glance",
         tables=[measures.glance(cells)],
-        plots=[*first, *plots.answering(cells)],
+        plots=plots.answering(cells),
         sentences=findings(cells),
     )
 
@@ -142,9 +149,8 @@ def _blocks(cells: Sequence[Cell]) -> str:
     return " or ".join(dict.fromkeys(f"{cell.scores.block}s" for cell in cells))
 
 
-def _further(cells: Sequence[Cell]) -> list[Section]:
-    top = {plot.caption for plot in plots.accuracy(cells)} if len(cells) == 1 else set()
-    accuracy = [plot for plot in plots.error_split(cells) if plot.caption not in top]
+def _further(cells: Sequence[Cell], shown: Sequence[Plot]) -> list[Section]:
+    accuracy = [plot for plot in plots.error_split(cells) if plot.caption not in {one.caption for one in shown}]
     alone = plots.by_length(cells[0]) if len(cells) == 1 else []
     latency = plots.latency(cells, "first_token_from_onset", "time_to_final")
     drawn = [*latency, *plots.latency_rows(cells), *accuracy, *alone, *plots.typical(cells[0])]
@@ -207,6 +213,7 @@ def about_sides(cells: Sequence[Cell], comparison: Comparison) -> Page:
         if names
         else "No utterance has more or fewer errors on one side than on the other.",
         utterances=utterances.utterances(_a_pair(cells), names),
+        always=True,
     )
     verdicts = Section(
         "verdicts",
@@ -224,7 +231,7 @@ def about_sides(cells: Sequence[Cell], comparison: Comparison) -> Page:
         deck=sides.deck(cells),
         caveats=_caveats(cells),
         banners=[*(refused if comparison.refused else []), *_banners(cells)],
-        sections=[verdicts, _answer(cells), *_figures(cells), *_further(cells), changed, *_rest(cells)],
+        sections=[verdicts, *_sections(cells, changed)],
         made_from=[cell.folder.name for cell in cells],
     )
 
@@ -249,7 +256,7 @@ def about_capacity(folder: Path) -> Page:
         )
     ]
     if cells:
-        sections += [_answer(cells), *_figures(cells), *_further(cells), *_rest(cells)]
+        sections += _sections(cells)
     return Page(
         title=f"Capacity of {subject(cells) if cells else ladder.place} · Earmark",
         eyebrow=_eyebrow(cells) if cells else f"Earmark report · {ladder.place}",

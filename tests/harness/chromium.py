@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,7 @@ def browser(executable: str) -> Iterator[Page]:
         command = [executable, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
+        drained = threading.Thread(target=process.stderr.read, daemon=True)  # a full pipe would stop the browser
         try:
             address, said = "", ""
             for line in process.stderr:
@@ -123,11 +125,14 @@ def browser(executable: str) -> Iterator[Page]:
                     break
             if not address:
                 raise RuntimeError(f"{executable} did not start: {said[-2000:]}")
+            drained.start()
             with connect(address, max_size=None, proxy=None) as socket:
                 yield Page(socket, _attached(socket))
         finally:
             process.terminate()
             process.wait(20)
+            if drained.ident is not None:
+                drained.join(20)
             process.stderr.close()
 
 

@@ -293,6 +293,11 @@ def test_every_kind_of_run_makes_a_page_and_a_table(tmp_path: Path, changes: dic
     made = report.render(cells.load([folder]))
     assert Elements(made).open == []
     assert not re.search(r"\b(nan|None)\b", text_of(made))
+    ids = Counter(attrs["id"] for _, attrs in Elements(made).found if "id" in attrs)
+    assert not [name for name, count in ids.items() if count > 1]
+    errors = score.read_scores(folder).accuracy
+    wrong = errors.substitutions + errors.deletions + errors.insertions
+    assert ("No utterance has an error." in made) is (wrong == 0)
     assert "nan" not in shown(report.console_table([score.read_scores(folder)]))
 
 

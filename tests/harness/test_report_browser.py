@@ -80,7 +80,7 @@ def tab() -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Three delays over recordings with sound, two sides held against each other, one lone invalid run, and a capacity search."""
+    """Three delays over recordings with sound, two sides against each other, delays by concurrencies, one invalid run, a capacity search."""
     root = tmp_path_factory.mktemp("pages")
     spoken = load("spoken-en", limit=16).utterances
     one = [
@@ -88,9 +88,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ]
     for delay, substituted in ((160, 0.4), (480, 0.1), (2400, 0.05)):
         make(root / "other", spoken=spoken, delay_ms=delay, substituted=substituted, late_final=0.5, noise_seed=2)
+    crowd = [make(root / "crowd", utterances=70, concurrency=c, delay_ms=d) for d in (480, 2400) for c in (10, 20)]
     alone = make(root / "alone", utterances=9, failing=2, pacing_late=0.02, complete=False)
     made = {
         "runs": report.report(one, root / "runs.html"),
+        "crowd": report.report(crowd, root / "crowd.html"),
         "alone": report.report([alone], root / "alone.html"),
         "sides": root / "sides.html",
     }
@@ -120,7 +122,7 @@ def capacity(rungs: list[tuple[int, str, str, float]]) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
-@pytest.mark.parametrize("name", ["runs", "sides", "alone", "capacity"])
+@pytest.mark.parametrize("name", ["runs", "sides", "crowd", "alone", "capacity"])
 def test_nothing_is_cut_off_and_nothing_overlaps(tab: Page, pages: dict[str, Path], name: str, width: int) -> None:
     tab.look(width)
     tab.open(pages[name])

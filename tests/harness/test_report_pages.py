@@ -20,9 +20,9 @@ from tests.harness.test_report_browser import capacity
 from tests.harness.test_studies import cell, failed, seqs
 
 
-def both(root: Path, **changes: Any) -> tuple[Path, Path]:
+def both(root: Path, utterances: int = 16, **changes: Any) -> tuple[Path, Path]:
     """A side, and another that differs from it in this."""
-    recipe = Recipe(utterances=80)
+    recipe = Recipe(utterances=utterances)
     make(root / "a", recipe)
     make(root / "b", recipe, noise_seed=2, **changes)
     return root / "a", root / "b"
@@ -34,7 +34,7 @@ def page_of(one: Path, other: Path, out: Path) -> str:
 
 
 def test_the_page_of_two_sides_says_what_the_verdicts_say(tmp_path: Path) -> None:
-    one, other = both(tmp_path, substituted=0.4)
+    one, other = both(tmp_path, utterances=80, substituted=0.4)
     page = page_of(one, other, tmp_path / "ab.html")
     assert Elements(page).open == []
     before, after = (gate.read(list(side.iterdir()), "run")[0] for side in (one, other))
@@ -150,5 +150,5 @@ def test_the_outline_reaches_both_edges_where_the_audio_is_loudest() -> None:
 
 
 def test_a_large_run_stays_below_three_megabytes(tmp_path: Path) -> None:
-    folder = make(tmp_path, utterances=1200, concurrency=40)
+    folder = make(tmp_path, utterances=800, concurrency=40)
     assert len(report.report([folder], tmp_path / "large.html").read_bytes()) < 3_000_000
