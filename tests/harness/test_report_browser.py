@@ -80,7 +80,7 @@ def tab() -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Three delays over recordings with sound, two sides against each other, delays by concurrencies, one invalid run, a capacity search."""
+    """Three delays over recordings with sound, two sides against each other, delays by concurrencies, one invalid run, a search."""
     root = tmp_path_factory.mktemp("pages")
     spoken = load("spoken-en", limit=16).utterances
     one = [
