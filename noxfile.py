@@ -25,6 +25,9 @@ HERE = Path(__file__).parent
 ENVIRONMENT = HERE / ".nox" / "earmark"
 PROGRAMS = ENVIRONMENT / ("Scripts" if sys.platform == "win32" else "bin")
 TO_BENCH = "server,sphinx,harness"
+MEASURING = tuple(
+    f"tests/end_to_end/test_{name}.py" for name in ("capacity", "gate", "self_validation")
+)  # nothing beside them
 SIDE_BY_SIDE = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile")  # tests, by file
 
 
