@@ -135,4 +135,4 @@ def test_equal_rates_of_two_halves_are_seldom_told_apart() -> None:
         )
         change = ratio_difference(theirs, their_words, ours, our_words, list(range(60)), Bootstrap(0, 500))
         alarms += change.p_value is not None and change.p_value < 0.05
-    assert alarms <= 27  # at 5 % more than 27 of 300 come in 1 of 700 such tests
+    assert alarms <= 27  # at 5 % more than 27 of 300 come in 1 of 785 such tests
