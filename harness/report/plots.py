@@ -130,7 +130,7 @@ def lag(cells: Sequence[Cell]) -> list[Plot]:
 
 def stability(cells: Sequence[Cell]) -> list[Plot]:
     """What users notice and averages hide: words taken back, pauses, lost ends, dropped audio."""
-    shares = [("words taken back (of the final's)", "unstable_partial_word_ratio")]
+    shares = [("words taken back", "unstable_partial_word_ratio")]
     counts = [
         ("stalls", "stalls"),
         ("words lost at the end", "lost_tail_words"),
@@ -147,7 +147,10 @@ def stability(cells: Sequence[Cell]) -> list[Plot]:
         return []
     title = "What the transcript did on the way"
     streams = max(cell.scores.streams for cell in cells)
-    caption = f"Counts are over up to {streams:,} streams. A stall: 2 s beyond the delay without new text while words are spoken."
+    caption = (
+        f"Words taken back are a share of the final transcript's; counts are over up to {streams:,} streams. "
+        "A stall: 2 s beyond the delay without new text while words are spoken."
+    )
     return [plot(figures.stability(panels, title), "stability", "Stability: words taken back, stalls, losses", caption)]
 
 
