@@ -97,7 +97,7 @@ def run(session: nox.Session, program: str, *arguments: str, programs: Path = PR
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test that a CPU machine can run."""
-    install(session, f"{TO_BENCH},notebooks,dev")
+    install(session, f"{TO_BENCH},whisper,notebooks,dev")
     if session.posargs:
         run(session, "python", "-m", "pytest", *session.posargs)
         return
@@ -160,7 +160,7 @@ def _make_nano_corpora(session: nox.Session, programs: Path) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Format, style, types and the direction of imports."""
-    install(session, f"{TO_BENCH},notebooks,dev")
+    install(session, f"{TO_BENCH},whisper,notebooks,dev")
     run(session, "ruff", "format", "--check", ".")
     run(session, "ruff", "check", ".")
     run(session, "mypy")
@@ -230,12 +230,33 @@ def lab(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def proto(session: nox.Session) -> None:
+    """Generate the messages and stubs of wire/stt/stt.proto anew, by a compiler old enough that every protobuf from 5 on runs them."""
+    environment = HERE / ".nox" / "proto"
+    programs = enter(session, environment)
+    python = str(programs / "python")
+    session.run(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "grpcio-tools==1.62.3",
+        "setuptools<80",
+        "mypy-protobuf<4",
+        external=True,
+    )
+    outputs = ("--python_out=.", "--grpc_python_out=.", "--mypy_out=.", "--mypy_grpc_out=.")
+    session.run(python, "-m", "grpc_tools.protoc", "-I.", *outputs, "wire/stt/stt.proto", external=True)
+
+
+@nox.session(default=False)
 def lock(session: nox.Session) -> None:
     """Write constraints.txt anew: the newest versions that pyproject.toml allows, as a fresh environment gets them."""
     fresh = Path(session.create_tmp()) / "venv"
     venv.create(fresh, with_pip=True, clear=True)
     python = str(fresh / PROGRAMS.name / "python")
-    extras = f"{TO_BENCH},notebooks,dev"
+    extras = f"{TO_BENCH},whisper,notebooks,dev"
     session.run(python, "-m", "pip", "install", "--quiet", "-e", f".[{extras}]", external=True)
     frozen = session.run(python, "-m", "pip", "freeze", "--exclude-editable", silent=True, external=True)
     (HERE / "constraints.txt").write_text(str(frozen))
