@@ -17,9 +17,10 @@ import structlog
 from server.core.events import EngineEvent, Event, Heard
 from server.core.limits import Lifetime, LifetimeLimits
 from server.core.session import SessionError, SessionSettings
+from server.engines.base import ChatEngine, EngineError, Sampling
 from server.hearing import Hearing, Resources
 from server.metrics import Metrics
-from server.protocols.base import Close, Dialect, Reply, Step, TimedDialect
+from server.protocols.base import Ask, Close, ConversingDialect, Dialect, Displace, Reply, Step, TimedDialect
 
 _log = structlog.get_logger("earmark.connection")
 
@@ -49,7 +50,7 @@ class Socket(Protocol):
 @dataclass(frozen=True, slots=True)
 class Surface:
     """How connections of one protocol are run. ``inbound_limit``: frames that may wait behind a full session before the policy is
-    ``reject``; None means the policy is ``wait`` (the socket is not read).
+    ``reject``; None means the policy is ``wait`` (the socket is not read). ``chat`` answers what a dialect asks.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Surface:
     lifetime: LifetimeLimits
     inbound_limit: int | None
     dialect: Callable[[], Dialect]
+    chat: ChatEngine | None = None
 
 
 class Connection:
@@ -67,6 +69,7 @@ class Connection:
         self._surface = surface
         self._dialect = surface.dialect()
         self._timed = self._dialect if isinstance(self._dialect, TimedDialect) else None
+        self._conversing = self._dialect if isinstance(self._dialect, ConversingDialect) else None
         self._hearing = Hearing(surface.name, surface.session, resources, self, client)
         self._loop = asyncio.get_running_loop()
         self._lifetime = Lifetime(surface.lifetime, self._loop.time())
@@ -76,6 +79,9 @@ class Connection:
         self._outbox_characters = 0
         self._outbox_filled = asyncio.Event()
         self._closing = False
+        self._tasks: asyncio.TaskGroup | None = None
+        self._asks: deque[Ask] = deque()
+        self._answering: asyncio.Task[None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._timer: asyncio.Handle | None = None
         self._timer_due = 0.0  # uvloop's handles do not know, when it is at once
@@ -84,7 +90,12 @@ class Connection:
     @property
     def busy(self) -> bool:
         """Whether an utterance is under way."""
-        return self._hearing.busy
+        return self._hearing.busy if self._conversing is None else self._conversing.busy
+
+    @property
+    def waiting(self) -> int:
+        """Frames that wait for room in the session."""
+        return len(self._inbound)
 
     async def run(self) -> None:
         """Serve until the socket is closed."""
@@ -92,6 +103,7 @@ class Connection:
         opened_at = self._loop.time()
         try:
             async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
                 self._writer = writer = tasks.create_task(self._write())
                 reader = tasks.create_task(self._read())
                 self._tell_the_time()
@@ -100,6 +112,8 @@ class Connection:
                 await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
                 reader.cancel()
                 writer.cancel()
+                if self._answering is not None:
+                    self._answering.cancel()
         finally:
             self._closing = True
             if self._timer is not None:
@@ -121,6 +135,8 @@ class Connection:
             self._lifetime.touch(self._loop.time())
             try:
                 self._tell_the_time()
+                if self._conversing is not None:
+                    self._conversing.arrived(len(self._inbound))
                 await self._arrived(frame)
             except Exception:  # noqa: BLE001 - logged by _crash, which ends this connection alone
                 self._crash()
@@ -138,7 +154,11 @@ class Connection:
             if urgent is not None:
                 self._take_steps(urgent)
             elif len(self._inbound) >= self._surface.inbound_limit:
-                self._take_steps(self._dialect.overflow(frame, self._surface.inbound_limit))
+                for step in self._dialect.overflow(frame, self._surface.inbound_limit):
+                    if isinstance(step, Displace):
+                        self._displace(frame)
+                    else:
+                        self._take_step(step)
             else:
                 self._inbound.append(frame)
         self._rearm()
@@ -149,6 +169,26 @@ class Connection:
             self._take_steps(self._dialect.receive(self._inbound.popleft()))
         if not self._inbound:
             self._room.set()
+
+    def _displace(self, frame: str | bytes) -> None:
+        oldest = next((n for n, waiting in enumerate(self._inbound) if isinstance(waiting, bytes)), None)
+        if oldest is not None:
+            del self._inbound[oldest]
+            self._inbound.append(frame)
+
+    # ---- answers
+
+    async def _answer(self, chat: ChatEngine, dialect: ConversingDialect) -> None:
+        """Have everything answered that was asked, in its order."""
+        while self._asks:
+            try:
+                text, failure = await _answer_to(self._asks.popleft(), chat)
+                if self._closing:
+                    return
+                self._tell_the_time()
+                self._take_steps(dialect.answered(text) if failure is None else dialect.unanswered(failure))
+            except Exception:  # noqa: BLE001 - logged by _crash, which ends this connection alone
+                self._crash()
 
     # ---- steps
 
@@ -164,9 +204,21 @@ class Connection:
                 self._send(frame)
             case Close():
                 self._send(step)
+            case Ask():
+                self._ask(step)
+            case Displace():
+                pass  # only an overflow has something to push out
             case _:
                 if not self._closing:
                     self._hearing.do(step)
+
+    def _ask(self, ask: Ask) -> None:
+        chat, dialect, tasks = self._surface.chat, self._conversing, self._tasks
+        if self._closing or chat is None or dialect is None or tasks is None:
+            return
+        self._asks.append(ask)
+        if self._answering is None or self._answering.done():
+            self._answering = tasks.create_task(self._answer(chat, dialect))
 
     # ---- what the hearing tells its owner
 
@@ -273,6 +325,15 @@ class Connection:
                 now = self._loop.time()
                 self._lifetime.touch(now)
                 self._observed.sent(now - ready_at)
+
+
+async def _answer_to(ask: Ask, chat: ChatEngine) -> tuple[str, str | None]:
+    """The answer, or why there is none."""
+    try:
+        sampling = Sampling(ask.temperature, max_tokens=ask.max_tokens)
+        return (await chat.answer(ask.question, ask.audios, sampling)).text, None
+    except EngineError as error:
+        return "", str(error)
 
 
 class _Observed:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from server.core.voice import VoiceDetector
 from server.engines.base import ChatEngine
@@ -13,6 +13,8 @@ from server.engines.registry import Model, Models, UnknownModelError
 from server.hearing import Observer, Resources
 from server.metrics import Metrics
 from server.protocols.base import Served
+
+T = TypeVar("T")
 
 DELAY_STEP_MS = 80
 MOST_DELAY_MS = 2400
@@ -31,15 +33,19 @@ class Guest(Protocol):
 
 @dataclass(slots=True)
 class Service:
-    """See the module. ``observers`` make what watches every hearing, given the surface's name and the client's address."""
+    """See the module. ``observers`` make what watches every hearing, given the surface's name and the client's address; ``health`` gives
+    further keys of ``/health``.
+    """
 
     models: Models
     metrics: Metrics
     voice: Callable[[], VoiceDetector] | None = None
     chat: ChatEngine | None = None
     observers: list[Callable[[str, str], Observer]] = field(default_factory=list)
+    health: list[Callable[[], Mapping[str, object]]] = field(default_factory=list)
     guests: set[Guest] = field(default_factory=set)
     draining: bool = False
+    shared: dict[type, Any] = field(default_factory=dict)
 
     @property
     def resources(self) -> Resources:
@@ -61,6 +67,13 @@ class Service:
             return self._served(self.models.find(name))
         except UnknownModelError:
             return None
+
+    def one(self, kind: type[T], make: Callable[[], T]) -> T:
+        """What a surface has once, on however many listeners it is served; made by whoever asks first."""
+        if kind not in self.shared:
+            self.shared[kind] = make()
+        found: T = self.shared[kind]
+        return found
 
     async def drain(self, seconds: float) -> None:
         """Let nobody in, wait until no utterance is under way, at most ``seconds``, then send everybody home with 1012."""

@@ -48,7 +48,9 @@ class Streams(Part):
         30.0, "EARMARK_PARK_SECONDS", help="give an utterance's engine slot back after so long without audio", gt=0
     )
     unlimited: bool = setting(
-        False, "EARMARK_UNLIMITED", help="switch off idle, duration, connection and backlog limits, for load tests"
+        False,
+        "EARMARK_UNLIMITED",
+        help="switch off idle, duration, connection, backlog and rate limits, for load tests",
     )
 
     @field_validator("close_idle_reason")

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse
 
+from server.endpoints import machine
 from server.endpoints.auth import Keys, bearer_key
 from server.engines.base import ChatEngine
 from server.engines.registry import Model
@@ -53,7 +54,7 @@ def ops_routes(service: Service, surfaces: Sequence[str], keys: Keys | None = No
     async def health() -> JSONResponse:
         status = _status(service)
         model = service.models.default
-        body = {
+        body: dict[str, object] = {
             "status": status,
             "timestamp": time.time(),
             "engine": model.engine.info.name,
@@ -61,7 +62,11 @@ def ops_routes(service: Service, surfaces: Sequence[str], keys: Keys | None = No
             "connections": len(service.guests),
             **{f"engine_{figure}": value for figure, value in model.engine.metrics().items()},
             "chat": _chat_status(service.chat),
+            "system": machine.system(),
+            "gpu": machine.gpus(),
         }
+        for further in service.health:
+            body |= further()
         return JSONResponse(body, 200 if status == "healthy" else 503)
 
     @router.get("/ping")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import structlog
 from fastapi import APIRouter, WebSocket
@@ -62,8 +62,18 @@ def _closed_by_the_server() -> Iterator[None]:
         raise WebSocketDisconnect(1006) from error
 
 
-async def serve(service: Service, websocket: WebSocket, surface: Surface, admission: Admission, client: str) -> None:
-    """Accept an admitted socket and run it to its end."""
+Inside = Callable[[Connection], AbstractContextManager[object]]
+
+
+async def serve(
+    service: Service,
+    websocket: WebSocket,
+    surface: Surface,
+    admission: Admission,
+    client: str,
+    inside: Inside = nullcontext,
+) -> None:
+    """Accept an admitted socket and run it to its end; ``inside`` is held while it runs."""
     socket = AsgiSocket(websocket)
     try:
         await socket.accept()
@@ -71,7 +81,8 @@ async def serve(service: Service, websocket: WebSocket, surface: Surface, admiss
         service.guests.add(connection)
         _log.info("accepted", surface=surface.name, active=admission.active)
         try:
-            await connection.run()
+            with inside(connection):
+                await connection.run()
         finally:
             service.guests.discard(connection)
     except* WebSocketDisconnect:
@@ -81,7 +92,8 @@ async def serve(service: Service, websocket: WebSocket, surface: Surface, admiss
         _log.info("closed", surface=surface.name, active=admission.active)
 
 
-async def _turn_away(websocket: WebSocket, steps: tuple[Reply, Close]) -> None:
+async def turn_away(websocket: WebSocket, steps: tuple[Reply, Close]) -> None:
+    """Accept a socket only to tell it why it cannot stay."""
     reply, close = steps
     socket = AsgiSocket(websocket)
     try:
@@ -102,12 +114,12 @@ def envelope_routes(
     async def asr_streaming(websocket: WebSocket) -> None:
         if envelope_key(websocket) not in keys:
             service.metrics.connections_rejected.labels(surface.name, "authentication_failed").inc()
-            await _turn_away(websocket, yap.rejection("authentication_failed", "missing or wrong API key"))
+            await turn_away(websocket, yap.rejection("authentication_failed", "missing or wrong API key"))
             return
         if service.draining or not admission.enter():
             why = "the server is shutting down" if service.draining else f"all {admission.limit} connections are taken"
             service.metrics.connections_rejected.labels(surface.name, "server_at_capacity").inc()
-            await _turn_away(websocket, yap.rejection("server_at_capacity", f"{why}; try again later"))
+            await turn_away(websocket, yap.rejection("server_at_capacity", f"{why}; try again later"))
             return
         await serve(service, websocket, surface, admission, clients.address(websocket))
 

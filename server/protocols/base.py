@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 from server.core.events import Command, Event, StreamOptions, TimedWord, Usage
@@ -30,7 +30,22 @@ class Close:
     reason: str = ""
 
 
-Step = Command | Reply | Close
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Have the chat engine answer, beside the connection and one after the other; see ``ConversingDialect``."""
+
+    question: str
+    audios: tuple[bytes, ...] = field(default=(), repr=False)
+    temperature: float = 0.2
+    max_tokens: int = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Displace:
+    """Answer to an overflow: the oldest audio that waits is pushed out, and the new frame waits in its place."""
+
+
+Step = Command | Reply | Close | Ask | Displace
 
 
 class Dialect(Protocol):
@@ -73,6 +88,24 @@ class TimedDialect(Protocol):
 
     def due(self) -> Sequence[Step]:
         """What has come due."""
+
+
+@runtime_checkable
+class ConversingDialect(Protocol):
+    """A dialect that asks the chat engine, and keeps count of frames before they have their turn."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way that should end before the server does: not so an utterance in which nothing was said yet."""
+
+    def arrived(self, waiting: int) -> None:
+        """A frame has come, behind so many that wait; it is received, urgent, or without a place later."""
+
+    def answered(self, text: str) -> Sequence[Step]:
+        """The answer to the oldest ``Ask``."""
+
+    def unanswered(self, message: str) -> Sequence[Step]:
+        """The oldest ``Ask`` has failed."""
 
 
 @dataclass(frozen=True, slots=True)

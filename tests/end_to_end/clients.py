@@ -195,6 +195,75 @@ class Realtime(Client):
         assert "synchronise" in frame["error"]
 
 
+class Talk(Client):
+    """A socket of a session, audio or control."""
+
+    def __init__(self, socket: ClientConnection, session_id: str) -> None:
+        super().__init__(socket)
+        self.session_id = session_id
+        self.client_id = ""
+
+    async def send(self, kind: str, **fields: Any) -> None:
+        """Send a JSON message."""
+        await self.send_raw(json.dumps({"type": kind, **fields}))
+
+    async def control(self, kind: str, **fields: Any) -> None:
+        await self.send("control", control_type=kind, **fields)
+
+    async def hear(self, pcm: bytes, chunk_bytes: int = 2560) -> None:
+        """Send audio as binary frames."""
+        for chunk in chunks(pcm, chunk_bytes):
+            await self.send_raw(chunk)
+
+    async def configure(self, **fields: Any) -> Frame:
+        """Configure; the answer, which must be the next frame."""
+        await self.control("configure", **fields)
+        frame = await self.receive()
+        assert frame["type"] == "control", frame
+        assert frame["control_type"] == "configured", frame
+        return frame
+
+    async def say(self, pcm: bytes, chunk_bytes: int = 2560) -> str:
+        """A whole utterance ended by the client; its text, empty when there is none."""
+        await self.hear(pcm, chunk_bytes)
+        return await self.end()
+
+    async def end(self) -> str:
+        """End the utterance; the text that comes before ``ended``."""
+        await self.control("end")
+        frames = await self.receive_until("control")
+        assert set(frames[-1]) == {"type", "control_type", "timestamp"}
+        assert frames[-1]["control_type"] == "ended"
+        texts = [frame["text"] for frame in frames[:-1] if frame["type"] != "partial"]
+        assert all(frame["type"] in ("partial", "text_response") for frame in frames[:-1]), frames
+        assert len(texts) <= 1, frames
+        return texts[0] if texts else ""
+
+    async def error(self, code: str) -> str:
+        """The next frame, which must be an error with this code; its sentence."""
+        frame = await self.receive()
+        assert set(frame) == {"type", "error", "timestamp", "code"}, frame
+        assert (frame["type"], frame["code"]) == ("error", code), frame
+        assert isinstance(frame["timestamp"], float)
+        sentence: str = frame["error"]
+        assert sentence
+        return sentence
+
+    async def stats(self) -> Frame:
+        """The socket's figures, which must be the next frame."""
+        await self.control("get_stats")
+        frame = await self.receive()
+        assert set(frame) == {"type", "stats"}, frame
+        stats: Frame = frame["stats"]
+        return stats
+
+    async def synchronise(self) -> None:
+        """Ping and take the pong, which must be the next frame: nothing else was waiting."""
+        await self.control("ping")
+        frame = await self.receive()
+        assert (frame["type"], frame.get("control_type")) == ("control", "pong"), frame
+
+
 # max_queue=None: all that comes is taken in, or the server's close would wait behind what nobody reads
 
 
@@ -218,4 +287,29 @@ async def realtime(server: RunningServer, *, model: str | None = "scripted") -> 
         assert (await client.receive())["type"] == "session.created"
         if model is not None:
             await client.update(model)
+        yield client
+
+
+async def new_session(server: RunningServer) -> str:
+    """The id of a new session."""
+    status, body, _ = await asyncio.to_thread(server.request, "POST", "/session/create")
+    assert status == 200, body
+    session_id: str = json.loads(body)["session_id"]
+    return session_id
+
+
+@asynccontextmanager
+async def talk(
+    server: RunningServer, session_id: str | None = None, *, kind: str = "audio", greeted: bool = True, **headers: str
+) -> AsyncIterator[Talk]:
+    """A socket of a session, a new one unless it is given; the greeting of an audio socket read."""
+    if session_id is None:
+        session_id = await new_session(server)
+    url = server.ws(f"/ws/{kind}/{session_id}")
+    async with connect(url, open_timeout=RECEIVE_SECONDS, max_queue=None, additional_headers=headers) as socket:
+        client = Talk(socket, session_id)
+        if greeted and kind == "audio":
+            frame = await client.receive()
+            assert (frame["type"], frame["status"]) == ("status", "connected"), frame
+            client.client_id = frame["client_id"]
         yield client

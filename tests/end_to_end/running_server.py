@@ -62,13 +62,20 @@ class RunningServer:
 
     def get(self, path: str, **headers: str) -> tuple[int, bytes]:
         """Status and body of an HTTP GET."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=headers)
+        status, body, _ = self.request("GET", path, **headers)
+        return status, body
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, bytes, Mapping[str, str]]:
+        """Status, body and headers of the answer to an HTTP request."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, answer.read()
+                return answer.status, answer.read(), answer.headers
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, error.read()
+                return error.code, error.read(), error.headers
 
     def metric(self, name: str, **labels: str) -> float:
         """The present value of one series of ``/metrics``; 0 when it does not exist yet."""
@@ -89,7 +96,7 @@ class RunningServer:
 
     async def until_idle(self, seconds: float = 10.0) -> None:
         """Return once nobody is connected and no engine slot is taken."""
-        for surface in ("yap", "realtime"):
+        for surface in ("yap", "realtime", "sessions"):
             await self.until_metric(
                 lambda value: value == 0, "earmark_connections_active", seconds=seconds, surface=surface
             )

@@ -1,0 +1,86 @@
+"""The conversational sessions: ``/session``, ``/ws/audio``, ``/ws/control``."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+
+from fastapi import APIRouter
+
+from server.config import ConfigError, Settings
+from server.connection import Surface
+from server.core.conversations import Conversations, SessionLimits
+from server.core.limits import Admission, FixedWindows, LifetimeLimits
+from server.endpoints.access import Clients
+from server.endpoints.auth import Keys
+from server.endpoints.sessions import Doors, SessionSeries, session_routes
+from server.protocols.base import Dialect
+from server.protocols.sessions import Policy, Surroundings
+from server.service import Service
+from server.surfaces.policy import session_policy
+from wire.pcm import SAMPLE_RATE
+
+_MOST_UNHEARD_SECONDS = 10.0
+"""Audio that the session takes in ahead of the engine; what comes beyond it is in the queue of frames, which has a limit of its own."""
+
+
+def routes(settings: Settings, service: Service, keys: Keys, clients: Clients) -> APIRouter:  # noqa: ARG001 - part of Routes
+    """Its limits are off with ``--unlimited``; a full queue then waits.
+
+    Raises:
+        ConfigError: replies by chat are wanted and there is no chat engine, or resampling and there is no soxr.
+    """
+    if settings.sessions_reply == "chat" and service.chat is None:
+        raise ConfigError("--sessions-reply=chat needs a chat engine (--chat-engine)")
+    if settings.sessions_sample_rate != SAMPLE_RATE and importlib.util.find_spec("soxr") is None:
+        raise ConfigError(f"--sessions-sample-rate={settings.sessions_sample_rate} needs soxr; pip install soxr")
+    return session_routes(service.one(Doors, lambda: _doors(settings, service)), clients)
+
+
+def _doors(settings: Settings, service: Service) -> Doors:
+    unlimited = settings.unlimited
+
+    def limit(value: int | None) -> int | None:
+        return None if unlimited else value
+
+    conversations = Conversations(
+        SessionLimits(
+            None if unlimited else settings.sessions_expiry_seconds,
+            limit(settings.sessions_max),
+            limit(settings.sessions_audio_bytes_per_second),
+            limit(settings.sessions_texts_per_minute),
+        ),
+        settings.sessions_vad_sensitivity,
+        settings.sessions_max_length,
+    )
+    policy = Policy(
+        reply_by_chat=settings.sessions_reply == "chat",
+        question=settings.sessions_question,
+        reply_seconds=settings.sessions_reply_seconds,
+        temperature=settings.sessions_temperature,
+        sample_rate=settings.sessions_sample_rate,
+        silence_seconds=settings.sessions_silence_ms / 1000,
+        heartbeat_seconds=settings.sessions_heartbeat_seconds,
+        inactivity_seconds=None if unlimited else settings.sessions_inactivity_seconds,
+        count_errors=not unlimited,
+    )
+    series = SessionSeries(service.metrics)
+    session = session_policy(settings)
+    if not unlimited:
+        session = replace(session, max_queued_seconds=min(session.max_queued_seconds, _MOST_UNHEARD_SECONDS))
+    surface = Surface("sessions", session, LifetimeLimits(), limit(settings.sessions_queue), _no_dialect, service.chat)
+    doors = Doors(
+        service,
+        surface,
+        Surroundings(conversations, policy, service.offer, series, service.chat is not None),
+        series,
+        Admission(limit(settings.sessions_connections)),
+        FixedWindows(limit(settings.sessions_create_per_minute)),
+        FixedWindows(limit(settings.sessions_connect_per_minute)),
+    )
+    service.health.append(doors.health)
+    return doors
+
+
+def _no_dialect() -> Dialect:
+    raise AssertionError("every socket has a dialect of its own, about its session")
