@@ -155,10 +155,7 @@ class Connection:
                 self._take_steps(urgent)
             elif len(self._inbound) >= self._surface.inbound_limit:
                 for step in self._dialect.overflow(frame, self._surface.inbound_limit):
-                    if isinstance(step, Displace):
-                        self._displace(frame)
-                    else:
-                        self._take_step(step)
+                    self._take_steps(self._displaced_by(frame) if isinstance(step, Displace) else (step,))
             else:
                 self._inbound.append(frame)
         self._rearm()
@@ -170,11 +167,14 @@ class Connection:
         if not self._inbound:
             self._room.set()
 
-    def _displace(self, frame: str | bytes) -> None:
+    def _displaced_by(self, frame: str | bytes) -> Iterable[Step]:
         oldest = next((n for n, waiting in enumerate(self._inbound) if isinstance(waiting, bytes)), None)
+        lost = frame
         if oldest is not None:
+            lost = self._inbound[oldest]
             del self._inbound[oldest]
             self._inbound.append(frame)
+        return () if self._conversing is None else self._conversing.displaced(lost)
 
     # ---- answers
 

@@ -17,6 +17,7 @@ from server.core.conversations import Conversation, Conversations
 from server.core.limits import Admission, Allowance, FixedWindows
 from server.endpoints import machine
 from server.endpoints.access import Clients
+from server.endpoints.auth import Keys, bearer_key
 from server.endpoints.websocket import serve, turn_away
 from server.metrics import Metrics
 from server.protocols.base import Dialect
@@ -92,12 +93,23 @@ class Doors:
         return {"active_sessions": self.conversations.active(_now()), "queue_size": waiting}
 
 
-def session_routes(doors: Doors, clients: Clients) -> APIRouter:
-    """Open to everybody, within limits by address. A socket that cannot stay is accepted and told why."""
+def session_routes(doors: Doors, keys: Keys | None, clients: Clients) -> APIRouter:
+    """Open to everybody within limits by address; where keys are given, creating and deleting need one. The id opens the sockets.
+
+    A socket that cannot stay is accepted and told why.
+    """
     router = APIRouter()
+
+    def locked(request: Request) -> Response | None:
+        if keys is None or bearer_key(request) in keys:
+            return None
+        return _refusal(401, sessions.CONNECTION_FAILED, "a key is needed: Authorization: Bearer KEY", _CORS)
 
     @router.post("/session/create")
     async def create(request: Request) -> Response:
+        refusal = locked(request)
+        if refusal is not None:
+            return refusal
         allowance = doors.creations.take(clients.address(request), _now())
         headers = _CORS | _rate_headers(allowance, limited=doors.creations.limit is not None)
         if not allowance.allowed:
@@ -118,7 +130,10 @@ def session_routes(doors: Doors, clients: Clients) -> APIRouter:
         return JSONResponse(body, headers=headers)
 
     @router.delete("/session/{session_id}")
-    async def delete(session_id: str) -> Response:
+    async def delete(request: Request, session_id: str) -> Response:
+        refusal = locked(request)
+        if refusal is not None:
+            return refusal
         if not doors.conversations.delete(session_id, _now()):
             return _refusal(404, sessions.SESSION_NOT_FOUND, _unknown(session_id), _CORS)
         return JSONResponse({"status": "deleted", "session_id": session_id}, headers=_CORS)

@@ -42,7 +42,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Displace:
-    """Answer to an overflow: the oldest audio that waits is pushed out, and the new frame waits in its place."""
+    """Answer to an overflow: the oldest audio that waits makes room for the new frame; see ``ConversingDialect.displaced``."""
 
 
 Step = Command | Reply | Close | Ask | Displace
@@ -100,6 +100,9 @@ class ConversingDialect(Protocol):
 
     def arrived(self, waiting: int) -> None:
         """A frame has come, behind so many that wait; it is received, urgent, or without a place later."""
+
+    def displaced(self, frame: str | bytes) -> Sequence[Step]:
+        """This frame was pushed out, or has found nothing to push out itself."""
 
     def answered(self, text: str) -> Sequence[Step]:
         """The answer to the oldest ``Ask``."""

@@ -183,7 +183,10 @@ class _Socket:
 
     def crashed(self) -> Sequence[Step]:
         text = "internal error; the connection is closed"
-        return [_error_reply(sessions.CONNECTION_FAILED, text, self._around.clock()), Close(1011)]
+        return [
+            replace(_error_reply(sessions.PROCESSING_ERROR, text, self._around.clock()), error="internal_error"),
+            Close(1011),
+        ]
 
 
 class AudioDialect(_Socket):
@@ -275,12 +278,15 @@ class AudioDialect(_Socket):
             return None
         return self._obey(message) if isinstance(message, sessions.Ping | sessions.GetStats) else None
 
-    def overflow(self, frame: str | bytes, limit: int) -> Sequence[Step]:
+    def overflow(self, frame: str | bytes, limit: int) -> Sequence[Step]:  # noqa: ARG002 - part of Dialect
+        return [Displace()]
+
+    def displaced(self, frame: str | bytes) -> Sequence[Step]:
         if isinstance(frame, str):
-            message = f"Message processing: {limit} frames wait to be handled; this one is dropped"
+            message = "Message processing: too many frames wait to be handled; this one is dropped"
             return self._error(sessions.PROCESSING_ERROR, message, handling=False)
         self._around.measures.displaced(len(frame) / (2 * self._policy.sample_rate))
-        return [Displace()]
+        return []
 
     def _obey(self, message: sessions.ClientMessage) -> list[Step]:
         match message:
@@ -511,6 +517,9 @@ class ControlDialect(_Socket):
 
     def overflow(self, frame: str | bytes, limit: int) -> Sequence[Step]:  # noqa: ARG002 - part of Dialect
         return [Close(BUSY_CLOSE_CODE)]
+
+    def displaced(self, frame: str | bytes) -> Sequence[Step]:  # noqa: ARG002 - part of ConversingDialect
+        return []
 
     def tell(self, event: Event) -> Sequence[Step]:  # noqa: ARG002 - part of Dialect
         return []

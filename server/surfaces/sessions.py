@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import replace
 
+import structlog
 from fastapi import APIRouter
 
 from server.config import ConfigError, Settings
@@ -20,11 +21,13 @@ from server.service import Service
 from server.surfaces.policy import session_policy
 from wire.pcm import SAMPLE_RATE
 
+_log = structlog.get_logger("earmark")
+
 _MOST_UNHEARD_SECONDS = 10.0
 """Audio that the session takes in ahead of the engine; what comes beyond it is in the queue of frames, which has a limit of its own."""
 
 
-def routes(settings: Settings, service: Service, keys: Keys, clients: Clients) -> APIRouter:  # noqa: ARG001 - part of Routes
+def routes(settings: Settings, service: Service, keys: Keys, clients: Clients) -> APIRouter:
     """Its limits are off with ``--unlimited``; a full queue then waits.
 
     Raises:
@@ -34,10 +37,13 @@ def routes(settings: Settings, service: Service, keys: Keys, clients: Clients) -
         raise ConfigError("--sessions-reply=chat needs a chat engine (--chat-engine)")
     if settings.sessions_sample_rate != SAMPLE_RATE and importlib.util.find_spec("soxr") is None:
         raise ConfigError(f"--sessions-sample-rate={settings.sessions_sample_rate} needs soxr; pip install soxr")
-    return session_routes(service.one(Doors, lambda: _doors(settings, service)), clients)
+    doors = service.one(Doors, lambda: _doors(settings, service))
+    return session_routes(doors, keys if settings.require_key else None, clients)
 
 
 def _doors(settings: Settings, service: Service) -> Doors:
+    if service.voice is None:
+        _log.warning("sessions: without voice activity detection an utterance ends only where its client says so")
     unlimited = settings.unlimited
 
     def limit(value: int | None) -> int | None:
