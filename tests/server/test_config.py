@@ -182,6 +182,7 @@ BAD = {
     "log_format": ["xml"],
 }
 ANY_TEXT = {"host", "api_key", "api_keys", "model_id", "served_model_name", "script", "backends", "backend_api_key"}
+ANY_TEXT |= {"openai_aliases"}
 ANY_TEXT |= {"trusted_proxies"}  # names are looked up when the server is put together
 ANY_TEXT |= {"model_dir", "compilation_config"}  # read by the vllm engine, which complains itself
 ANY_TEXT |= {"chat_model_dir", "chat_model_id", "chat_url", "chat_api_key"}
