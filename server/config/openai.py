@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.config.fields import Names, Part, setting
+from server.config.fields import Names, OptionalCount, OptionalSeconds, Part, setting
 
 
 class OpenAI(Part):
@@ -19,4 +19,18 @@ class OpenAI(Part):
         ],
         "EARMARK_OPENAI_ALIASES",
         help="names of OpenAI's models that mean the default model here, so that clients work unchanged",
+    )
+    openai_max_file_mb: OptionalCount = setting(
+        100, "EARMARK_OPENAI_MAX_FILE_MB", help="largest file taken in, in MB (2**20 bytes); 0: no limit"
+    )
+    openai_max_audio_seconds: OptionalSeconds = setting(
+        7200.0, "EARMARK_OPENAI_MAX_AUDIO_SECONDS", help="longest file taken in; 0: no limit"
+    )
+    openai_timeout_seconds: OptionalSeconds = setting(
+        1800.0, "EARMARK_OPENAI_TIMEOUT_SECONDS", help="give a file up that takes longer; 0: never"
+    )
+    openai_max_requests: OptionalCount = setting(
+        64,
+        "EARMARK_OPENAI_MAX_REQUESTS",
+        help="files transcribed or waiting at once, others are told to come later; 0: no limit",
     )
