@@ -140,6 +140,7 @@ async def test_a_server_without_a_key_is_locked_and_prints_the_key_it_made_up(se
     await admitted(server.ws(f"{PATH}?api_key={made_up[1]}"))
 
 
+@pytest.mark.spec("yap-01")
 def test_health_is_exactly_what_the_launcher_wants(server: RunningServer) -> None:
     assert server.get("/healthz") == (200, b'{"status":"ok"}')
     assert json.loads(server.get("/")[1])["status"] == "ok"
