@@ -68,6 +68,7 @@ def test_a_start_an_append_and_a_finish_are_commands() -> None:
     assert dialect.receive(finish()) == [Finish()]
 
 
+@pytest.mark.spec("yap-34")
 def test_the_next_start_cancels_what_is_active_or_in_flight() -> None:
     dialect = YapDialect(SERVED)
     dialect.receive(start("one"))
@@ -130,6 +131,7 @@ def test_after_a_failure_the_request_is_no_longer_active() -> None:
     assert reasons(dialect.receive(finish())) == ["no_active_request"]
 
 
+@pytest.mark.spec("yap-28")
 def test_an_end_by_silence_leaves_the_request_active() -> None:
     dialect = YapDialect(SERVED)
     dialect.receive(start(vad="auto"))
@@ -188,6 +190,7 @@ def test_only_what_may_overtake_is_urgent() -> None:
 
 
 @pytest.mark.parametrize("garbage", ["garbage", b"\0", frame("ping", "late", "late-session")])
+@pytest.mark.spec("yap-64")
 def test_an_overflow_carries_the_ids_of_the_frame_that_did_not_fit(garbage: str | bytes) -> None:
     dialect = YapDialect(SERVED)
     dialect.receive(start("r"))
@@ -200,6 +203,7 @@ def test_an_overflow_carries_the_ids_of_the_frame_that_did_not_fit(garbage: str 
     assert close == Close(1013)
 
 
+@pytest.mark.spec("yap-58")
 def test_a_crash_is_an_internal_error() -> None:
     error, close = YapDialect(SERVED).crashed()
     [told] = said([error])
@@ -211,6 +215,7 @@ def test_a_crash_is_an_internal_error() -> None:
 
 
 @pytest.mark.parametrize("message", ["short", "ü" * 100, "x" * 122 + "😀"])
+@pytest.mark.spec("yap-09")
 def test_the_reason_of_a_rejection_fits_a_close_frame(message: str) -> None:
     reply, close = rejection("server_at_capacity", message)
     assert said([reply])[0]["payload"]["message"] == message
