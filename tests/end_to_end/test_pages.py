@@ -1,0 +1,74 @@
+"""What the pages of docs/protocols/ show works as it stands: their Python clients and their curl lines."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import Serve
+from tests.end_to_end.running_server import KEY, ROOT, clean_environment
+from tests.end_to_end.speech import sentence
+
+PAGES = ROOT / "docs" / "protocols"
+ADDRESS = "127.0.0.1:8000"
+ENOUGH_SECONDS = 60
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a page."""
+    text = (PAGES / page).read_text(encoding="utf-8")
+    found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert found, f"{page} shows no {language}"
+    return found
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param("yap.md", marks=pytest.mark.spec("yap-01")),
+        pytest.param("realtime.md", marks=pytest.mark.spec("realtime-01")),
+    ],
+)
+def test_the_python_client_of_the_page_prints_what_was_said(serve: Serve, page: str, tmp_path: Path) -> None:
+    server = serve()
+    with wave.open(str(tmp_path / "speech.wav"), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(sentence("as", "the", "page", "says"))
+    [client] = blocks(page, "python")
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", client, str(tmp_path / "speech.wav")],
+        env=clean_environment({"STT_URL": f"ws://127.0.0.1:{server.port}", "VOXTRAL_API_KEY": KEY}),
+        capture_output=True,
+        text=True,
+        timeout=ENOUGH_SECONDS,
+        check=False,
+    )
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("as the page says\n", "", 0)
+
+
+CURL = [line for line in "\n".join(blocks("http.md", "sh")).splitlines() if line]
+
+
+@pytest.mark.spec("http-01")
+@pytest.mark.parametrize("line", CURL)
+def test_the_curl_lines_of_the_page_work(serve: Serve, line: str) -> None:
+    server = serve()
+    program, *arguments = shlex.split(line.replace(ADDRESS, f"127.0.0.1:{server.port}"))
+    assert program == "curl"
+    assert any(f"127.0.0.1:{server.port}/" in argument for argument in arguments)
+    ended = subprocess.run(
+        [program, *arguments, "--write-out", "\n%{http_code}"],
+        env=clean_environment({}),
+        capture_output=True,
+        text=True,
+        timeout=ENOUGH_SECONDS,
+        check=False,
+    )
+    assert (ended.stderr, ended.returncode) == ("", 0)
+    assert ended.stdout.endswith("\n200")
