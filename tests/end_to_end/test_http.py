@@ -151,7 +151,7 @@ async def test_connections_are_refused_until_the_first_answer_is_ok(
     starting: tuple[subprocess.Popen[bytes], int],
 ) -> None:
     server, port = starting
-    answers = []
+    answers: list[str] = []
     end = time.monotonic() + START_SECONDS
     while answers[-1:] in ([], ["refused"]):
         assert server.poll() is None, "the server has ended"

@@ -14,6 +14,8 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from harness.audio import load as load_audio
+from harness.corpus import load
 from tests.end_to_end.clients import Yap, encoded, text_of, yap
 from tests.end_to_end.conftest import Serve
 from tests.end_to_end.running_server import KEY, RunningServer
@@ -364,6 +366,35 @@ async def test_one_session_id_on_two_connections(server: RunningServer) -> None:
         assert text_of(await two.heard()) == "to the right"
 
 
+@pytest.mark.spec("yap-13")
+async def test_connections_with_one_session_id_are_strangers(server: RunningServer) -> None:
+    async with yap(server) as one, yap(server) as two:
+        for client, word in ((one, "mine"), (two, "yours")):
+            await client.start()  # both say s1 and r1
+            await client.append(sentence(word))
+        await one.send("cancel")
+        await one.receive_until("cancelled")
+        await two.finish()
+        assert text_of(await two.heard()) == "yours"
+
+
+@pytest.mark.spec("yap-51")
+async def test_speech_without_text_is_told_and_the_utterance_goes_on(serve: Serve) -> None:
+    """Real speech, of which the scripted engine makes nothing."""
+    utterances = load("spoken-en").utterances[:20]
+    pcm = b"".join(load_audio(utterance) for utterance in utterances)
+    async with yap(serve()) as client:
+        await client.start()
+        await client.append(pcm + sentence("text", "at", "last"))
+        status = await client.receive()
+        assert (status["type"], status["request_id"]) == ("status", "r1")
+        assert set(status["payload"]) == {"kind", "seconds"}
+        assert status["payload"]["kind"] == "speech_without_text"
+        assert 10 <= status["payload"]["seconds"] <= len(pcm) / 32_000
+        await client.finish()
+        assert text_of(await client.receive_until("done")) == "text at last"
+
+
 @pytest.mark.spec("yap-47")
 async def test_frames_of_an_utterance_carry_the_session_id_that_started_it(server: RunningServer) -> None:
     async with yap(server) as client:
@@ -380,6 +411,29 @@ async def test_ids_are_trimmed(server: RunningServer) -> None:
         await client.append(sentence("trimmed"))
         await client.send("input_audio_buffer.commit", "r1 ", " s1", final=True)
         assert text_of(await client.heard("r1")) == "trimmed"
+
+
+@pytest.mark.spec("yap-30")
+@pytest.mark.parametrize(
+    ("start", "finish"), [({}, {"final": "false"}), ({"final": None}, {"final": 1}), ({"final": 0}, {"final": [0]})]
+)
+async def test_final_is_judged_by_truthiness(
+    server: RunningServer, start: dict[str, Any], finish: dict[str, Any]
+) -> None:
+    async with yap(server) as client:
+        await client.send("input_audio_buffer.commit", **start)
+        await client.append(sentence("truly", "final"))
+        await client.send("input_audio_buffer.commit", **finish)
+        assert text_of(await client.heard()) == "truly final"
+
+
+@pytest.mark.spec("yap-16")
+@pytest.mark.parametrize("payload", ["", ',"payload":null'])
+async def test_a_payload_may_be_missing_or_null(server: RunningServer, payload: str) -> None:
+    async with yap(server) as client:
+        for kind, answer in (("ping", "pong"), ("session.update", "session.updated"), ("cancel", "cancelled")):
+            await client.send_raw(f'{{"type":"{kind}","session_id":"s","request_id":"r"{payload}}}')
+            assert (await client.receive())["type"] == answer
 
 
 @pytest.mark.spec("yap-33")

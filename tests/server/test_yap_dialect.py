@@ -22,6 +22,7 @@ from server.core.events import (
     Started,
     StreamOptions,
     Tentative,
+    TimedWord,
     Token,
     Usage,
 )
@@ -138,6 +139,16 @@ def test_an_end_by_silence_leaves_the_request_active() -> None:
     kinds = [answer["type"] for answer in said(dialect.tell(final("r", "one", ended_by="silence")))]
     assert kinds == ["final", "done"]
     assert dialect.receive(finish()) == [Finish()]
+
+
+@pytest.mark.spec("yap-49")
+@pytest.mark.parametrize("count", [12_000, 12_001])
+def test_words_are_left_out_where_there_are_too_many(count: int) -> None:
+    dialect = YapDialect(SERVED)
+    dialect.receive(start())
+    words = tuple(TimedWord("word", n * 0.4, n * 0.4 + 0.3) for n in range(count))
+    shown, _ = said(dialect.tell(Final("r", "word " * count, words, Usage(), 0.48, 0.4 * count, "client")))
+    assert ("words" in shown["payload"]) is (count <= 12_000)
 
 
 def test_what_the_client_does_not_see() -> None:
