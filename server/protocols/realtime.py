@@ -22,7 +22,7 @@ from server.core.events import (
     Token,
 )
 from server.core.session import SessionError
-from server.protocols.base import Close, Reply, Served, Step, stream_options, usage_object, words_field
+from server.protocols.base import Close, Reply, Served, Step, public_message, stream_options, usage_object, words_field
 from wire import realtime
 from wire.errors import WireError
 from wire.pcm import bytes_of, decode_base64
@@ -128,7 +128,7 @@ class RealtimeDialect:
                 return [_reply(done)]
             case Failed(utterance, code, message):
                 self._running = None if self._running == utterance else self._running
-                return [_error(code if code == "invalid_audio" else "processing_error", message)]
+                return [_error(code if code == "invalid_audio" else "processing_error", public_message(message))]
             case Started() | Tentative() | Dropped() | Mute() | Cancelled():
                 return []
 

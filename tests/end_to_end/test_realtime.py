@@ -17,6 +17,8 @@ from tests.end_to_end.conftest import Serve
 from tests.end_to_end.running_server import KEY, RunningServer
 from tests.end_to_end.speech import distinct_words, random_words, sentence, spoken
 from wire.pcm import seconds_of
+from wire.scripted import speak
+from wire.words import TimedWord
 
 SILENCE = bytes(32_000)
 HUGGING_FACE_ID = "mistralai/Voxtral-Mini-4B-Realtime-2602"
@@ -186,7 +188,7 @@ async def test_a_second_commit_while_a_transcription_runs_is_ignored(server: Run
         await client.silent()
 
 
-@pytest.mark.spec("realtime-19")
+@pytest.mark.spec("realtime-06", "realtime-19")
 async def test_two_utterances_sent_back_to_back_are_both_complete(serve: Serve) -> None:
     server = serve("--script", '{"final_latency_ms": 200, "latency_ms": 30}')
     async with realtime(server) as client:
@@ -228,6 +230,13 @@ async def test_the_served_name_the_hub_name_and_the_empty_name_are_accepted(serv
         assert await client.say(sentence("hello")) == "hello"
 
 
+@pytest.mark.spec("realtime-12")
+@pytest.mark.parametrize("model", ["my-asr", "scripted", HUGGING_FACE_ID])
+async def test_a_model_served_under_another_name_keeps_its_own(serve: Serve, model: str) -> None:
+    async with realtime(serve("--served-model-name", "my-asr"), model=model) as client:
+        assert await client.say(sentence("hello")) == "hello"
+
+
 @pytest.mark.spec("realtime-08")
 async def test_unknown_fields_are_ignored(server: RunningServer) -> None:
     async with realtime(server, model=None) as client:
@@ -248,6 +257,8 @@ async def test_the_delay_can_be_chosen(server: RunningServer) -> None:
         await client.send("input_audio_buffer.commit", delay_ms=2400)
         await client.finish()
         assert (await client.receive())["delay_ms"] == 2400
+        await client.finish()
+        assert (await client.receive())["delay_ms"] == 160, "a commit's delay is that of one transcription"
 
 
 @pytest.mark.parametrize("field", ["delay_ms", "vad"])
@@ -430,6 +441,13 @@ async def test_keepalive_pings_are_answered_while_a_burst_is_worked_off(serve: S
             await client.receive()
         assert server.metric("earmark_utterances_total", surface="realtime", outcome="final") == 0
         assert (await client.receive_until("transcription.done"))[-1]["text"] == " ".join(texts)
+
+
+@pytest.mark.spec("realtime-07")
+async def test_a_frame_of_almost_16_mib_is_heard(server: RunningServer) -> None:
+    pcm = speak([TimedWord("first", 0.5, 1.0), TimedWord("last", 380.0, 380.5)], 390.0)  # 16.6 million characters
+    async with realtime(server) as client:
+        assert await client.say(pcm, chunk_bytes=len(pcm)) == "first last"
 
 
 @pytest.mark.spec("realtime-07")

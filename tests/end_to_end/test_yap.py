@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from harness.audio import load as load_audio
 from harness.corpus import load
-from tests.end_to_end.clients import Yap, encoded, text_of, yap
+from tests.end_to_end.clients import Yap, encoded, realtime, text_of, yap
 from tests.end_to_end.conftest import Serve
 from tests.end_to_end.running_server import KEY, RunningServer
 from tests.end_to_end.speech import sentence
@@ -705,6 +705,20 @@ async def test_a_failing_engine_ends_the_utterance_with_its_code(serve: Serve, c
             assert (await client.error())["details"]["reason_code"] == "no_active_request"
         assert text_of(await client.say(sentence("short"), "third")) == "short"
     await server.until_idle()
+
+
+@pytest.mark.spec("yap-79", "realtime-49")
+async def test_a_failing_engine_tells_nothing_of_its_machine(serve: Serve) -> None:
+    said = "cannot read /opt/models/x.safetensors for <Engine at 0x7f3a5c001d30>, 3/4 done, see https://example.org/a/b"
+    server = serve("--script", json.dumps({"faults": [{"at": 0.1, "message": said}]}))
+    public = "cannot read ... for <Engine at ...>, 3/4 done, see https://example.org/a/b"
+    async with yap(server) as envelope, realtime(server) as plain:
+        await envelope.start()
+        await plain.start()
+        for client in (envelope, plain):
+            await client.append(sentence("one"))
+        assert (await envelope.receive_until("error"))[-1]["payload"]["message"] == public
+        assert (await plain.receive_until("error"))[-1]["error"] == public
 
 
 # ---- frames beyond the ordinary
