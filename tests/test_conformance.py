@@ -127,6 +127,10 @@ def test_marks_are_found_wherever_pytest_takes_them_from(tmp_path: Path) -> None
             "import pytest\n@pytest.mark.spec(*MANY)\ndef test_it(): ...\n",
             "test_it.py:2: write the promise's name itself",
         ),
+        (
+            "import pytest\n@pytest.mark.spec('yap-01')\n@pytest.mark.skip(reason='later')\ndef test_it(): ...\n",
+            "test_it.py:4: test_it is skipped or expected to fail",
+        ),
     ],
 )
 def test_a_mark_that_proves_nothing_is_an_error(tmp_path: Path, source: str, fault: str) -> None:

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
-
 
 class MarkError(ValueError):
-    """A ``spec`` mark names no promise in plain words, or belongs to no test; says where."""
+    """A ``spec`` mark names no promise in plain words, or belongs to no test or to one that never has to pass; says where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,12 @@ def _of_file(file: Path, tests: Path) -> Iterator[Proof]:
         for node in body:
             match node:
                 case ast.FunctionDef() | ast.AsyncFunctionDef() if node.name.startswith("test"):
-                    for promise in dict.fromkeys(promised(node.decorator_list) + all_here):
+                    marks_here = dict.fromkeys(promised(node.decorator_list) + all_here)
+                    if marks_here and any(map(_never_has_to_pass, node.decorator_list)):
+                        raise MarkError(
+                            f"{file}:{node.lineno}: {node.name} is skipped or expected to fail: it proves nothing"
+                        )
+                    for promise in marks_here:
                         yield Proof(promise, name, prefix + node.name)
                 case ast.ClassDef() if node.name.startswith("Test"):
                     yield from within(node.body, all_here + promised(node.decorator_list), f"{prefix}{node.name}::")
@@ -92,6 +95,10 @@ def _is_mark(node: ast.AST) -> bool:
         case ast.Call(func=ast.Attribute(value=ast.Attribute(value=ast.Name(id="pytest"), attr="mark"), attr="spec")):
             return True
     return False
+
+
+def _never_has_to_pass(decorator: ast.expr) -> bool:
+    return any(isinstance(node, ast.Attribute) and node.attr in ("skip", "xfail") for node in ast.walk(decorator))
 
 
 def _names(call: ast.Call, file: Path) -> Iterator[str]:

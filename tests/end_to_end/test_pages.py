@@ -8,11 +8,13 @@ import subprocess
 import sys
 import wave
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from server.protocols import realtime, yap
 from tests.end_to_end.conftest import Serve
-from tests.end_to_end.running_server import KEY, ROOT, clean_environment
+from tests.end_to_end.running_server import KEY, ROOT, clean_environment, command
 from tests.end_to_end.speech import sentence
 
 PAGES = ROOT / "docs" / "protocols"
@@ -72,3 +74,25 @@ def test_the_curl_lines_of_the_page_work(serve: Serve, line: str) -> None:
     )
     assert (ended.stderr, ended.returncode) == ("", 0)
     assert ended.stdout.endswith("\n200")
+
+
+NOT_OURS = {"HF_TOKEN", "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"}
+"""The hub's, and one that a page says is not read."""
+
+
+@pytest.mark.spec("yap-74")
+@pytest.mark.parametrize("page", ["yap.md", "realtime.md", "http.md"])
+def test_every_variable_that_a_page_names_is_one_of_the_servers(page: str) -> None:
+    told = subprocess.run(
+        command("--help"), cwd=ROOT, env=clean_environment({}), capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    named = set(re.findall(r"`([A-Z][A-Z0-9]*_[A-Z0-9_]+)", (PAGES / page).read_text(encoding="utf-8")))
+    assert named
+    assert named - NOT_OURS - set(re.findall(r"[A-Z][A-Z0-9]*_[A-Z0-9_]+", told)) == set()
+
+
+@pytest.mark.parametrize("dialect", [yap, realtime])
+def test_every_error_that_a_dialect_has_is_on_its_page(dialect: ModuleType) -> None:
+    page = (PAGES / f"{dialect.__name__.rpartition('.')[2]}.md").read_text(encoding="utf-8")
+    codes = set(dialect._CODES.values()) | (set(dialect._CODES) if dialect is yap else set())
+    assert {code for code in codes if f"`{code}`" not in page} == set()

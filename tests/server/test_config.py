@@ -56,6 +56,10 @@ DEFAULTS_OF_THE_SPEC = {
     "VLLM_DTYPE": ("dtype", "auto"),
     "VLLM_GPU_MEMORY_UTILIZATION": ("gpu_memory_utilization", 0.92),
     "VLLM_MAX_MODEL_LEN": ("max_model_len", 1024),
+    "VOXTRAL_SERVED_MODEL_NAME": ("served_model_name", ""),
+    "VOXTRAL_TRANSCRIPTION_DELAY_MS": ("delay_ms", 480),  # the protocol's server had 400: docs/decisions.md
+    "VLLM_MAX_NUM_SEQS": ("max_num_seqs", 0),  # fitted to the GPU, as there when unset
+    "VLLM_ENFORCE_EAGER": ("enforce_eager", None),  # only on a CPU
     "VLLM_KV_CACHE_DTYPE": ("kv_cache_dtype", "auto"),
     "VLLM_CALCULATE_KV_SCALES": ("calculate_kv_scales", False),
     "VLLM_COMPILATION_CONFIG": ("compilation_config", '{"cudagraph_mode":"PIECEWISE"}'),
