@@ -82,7 +82,7 @@ async def test_pings_of_the_websocket_itself_are_no_activity(serve: Serve) -> No
     assert at - began <= 0.5 + LATE_SECONDS
 
 
-@pytest.mark.spec("yap-61")
+@pytest.mark.spec("yap-60", "yap-61")
 async def test_an_active_utterance_suspends_the_idle_close(serve: Serve) -> None:
     server = serve("--idle-timeout-s", "0.5")
     async with yap(server) as client:
