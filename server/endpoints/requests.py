@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -80,7 +80,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def limited(request: Request, most_bytes: int | None) -> AsyncIterator[bytes]:
+async def limited(request: Request, most_bytes: int | None) -> AsyncGenerator[bytes, None]:
     """The body, piece by piece.
 
     Raises:

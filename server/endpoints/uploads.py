@@ -150,7 +150,7 @@ async def _read(request: Request, settings: UploadSettings) -> tuple[uploads.Ask
         raise _Refusal("file_too_large", str(error), "file") from None
     except (MultiPartException, ValueError, KeyError) as error:
         raise _Refusal("invalid_value", f"the form cannot be read: {error}") from None
-    async with form:
+    try:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise _Refusal(
@@ -161,6 +161,8 @@ async def _read(request: Request, settings: UploadSettings) -> tuple[uploads.Ask
         except uploads.FieldError as error:
             raise _Refusal(error.reason, error.message, error.param) from None
         return asked, await file.read()
+    finally:
+        await form.close()
 
 
 def _model(service: Service, settings: UploadSettings, asked: uploads.Asked) -> Served:
