@@ -98,12 +98,13 @@ def transcript(frames: list[Frame]) -> str:
 async def test_the_official_client_transcribes_a_committed_piece(server: RunningServer) -> None:
     client = AsyncOpenAI(api_key="anything", base_url=f"http://127.0.0.1:{server.port}/v1")
     async with client, client.realtime.connect(extra_query={"intent": "transcription"}) as connection:
-        heard = {
+        heard: Any = {
             "format": {"type": "audio/pcm", "rate": 16_000},
             "transcription": {"model": "gpt-4o-transcribe", "language": "en"},
             "turn_detection": None,
         }
-        await connection.session.update(session={"type": "transcription", "audio": {"input": heard}})  # type: ignore[typeddict-item]
+        wanted: Any = {"type": "transcription", "audio": {"input": heard}}
+        await connection.session.update(session=wanted)
         await connection.input_audio_buffer.append(audio=encoded(sentence("one", "two", "three")))
         await connection.input_audio_buffer.commit()
         kinds, said = [], ""
