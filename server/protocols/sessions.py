@@ -193,7 +193,6 @@ class AudioDialect(_Socket):
     """One audio socket. Audio begins an utterance; it ends in silence, or where the client says so."""
 
     def __init__(self, conversation: Conversation, around: Surroundings, now: float) -> None:
-        """Raises ImportError when resampling needs what is not installed."""
         super().__init__(conversation, around)
         served = around.offer(None)
         assert served is not None, "there is always a default model"
@@ -391,7 +390,8 @@ class AudioDialect(_Socket):
         )
 
     def _end(self) -> list[Step]:
-        steps = self._hear(self._resampler.flush())
+        steps = self._hear(self._resampler.finish())
+        self._resampler = Resampler(self._policy.sample_rate)
         if self._open is not None:
             return [*steps, *self._finish(1)]
         if self._ending:

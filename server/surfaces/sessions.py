@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 
 import structlog
@@ -19,7 +18,6 @@ from server.protocols.base import Dialect
 from server.protocols.sessions import Policy, Surroundings
 from server.service import Service
 from server.surfaces.policy import session_policy
-from wire.pcm import SAMPLE_RATE
 
 _log = structlog.get_logger("earmark")
 
@@ -31,12 +29,10 @@ def routes(settings: Settings, service: Service, keys: Keys, clients: Clients) -
     """Its limits are off with ``--unlimited``; a full queue then waits.
 
     Raises:
-        ConfigError: replies by chat are wanted and there is no chat engine, or resampling and there is no soxr.
+        ConfigError: replies by chat are wanted and there is no chat engine.
     """
     if settings.sessions_reply == "chat" and service.chat is None:
         raise ConfigError("--sessions-reply=chat needs a chat engine (--chat-engine)")
-    if settings.sessions_sample_rate != SAMPLE_RATE and importlib.util.find_spec("soxr") is None:
-        raise ConfigError(f"--sessions-sample-rate={settings.sessions_sample_rate} needs soxr; pip install soxr")
     doors = service.one(Doors, lambda: _doors(settings, service))
     return session_routes(doors, keys if settings.require_key else None, clients)
 
