@@ -76,6 +76,31 @@ def test_defaults_are_those_of_the_envelope_protocol(setting: Any, variable: str
     assert getattr(setting(), field) == default
 
 
+DEFAULTS_OF_SESSIONS = {
+    "TEMPERATURE": ("sessions_temperature", 0.2),
+    "MAX_LENGTH": ("sessions_max_length", 512),
+    "AUDIO_SAMPLE_RATE": ("sessions_sample_rate", 16000),
+    "VAD_AGGRESSIVENESS": ("sessions_vad_sensitivity", 2),
+    "SILENCE_TIMEOUT_MS": ("sessions_silence_ms", 1000),
+    "HEARTBEAT_INTERVAL": ("sessions_heartbeat_seconds", 30.0),
+    "MAX_CONNECTIONS": ("sessions_connections", 1000),
+    "EARMARK_SESSIONS_INACTIVITY_SECONDS": ("sessions_inactivity_seconds", 60.0),
+    "EARMARK_SESSIONS_EXPIRY_SECONDS": ("sessions_expiry_seconds", 1800.0),
+    "EARMARK_SESSIONS_QUEUE": ("sessions_queue", 1000),
+    "EARMARK_SESSIONS_CREATE_PER_MINUTE": ("sessions_create_per_minute", 5),
+    "EARMARK_SESSIONS_CONNECT_PER_MINUTE": ("sessions_connect_per_minute", 10),
+    "EARMARK_SESSIONS_TEXTS_PER_MINUTE": ("sessions_texts_per_minute", 60),
+    "EARMARK_SESSIONS_AUDIO_BYTES_PER_SECOND": ("sessions_audio_bytes_per_second", 1_000_000),
+}
+
+
+@pytest.mark.parametrize("variable", DEFAULTS_OF_SESSIONS)
+def test_defaults_are_those_of_the_session_protocol(setting: Any, variable: str) -> None:
+    field, default = DEFAULTS_OF_SESSIONS[variable]
+    assert environment_names(field) == [variable]
+    assert getattr(setting(), field) == default
+
+
 def test_without_a_model_directory_a_cpu_serves_nano_and_the_protocols_own_default_wins_once_it_is_there(
     setting: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +214,24 @@ BAD = {
     "openai_max_audio_seconds": ["long", "nan", "inf"],
     "openai_timeout_seconds": ["long", "nan", "inf"],
     "openai_max_requests": ["all", "1.5"],
+    "sessions_reply": ["song", "Chat!"],
+    "sessions_question": [" "],
+    "sessions_reply_seconds": ["0.5", "1801", "long", "nan"],
+    "sessions_temperature": ["-0.1", "2.1", "hot", "nan"],
+    "sessions_max_length": ["0", "-1", "long", "1.5"],
+    "sessions_sample_rate": ["0", "11025", "16000.5", "CD"],
+    "sessions_vad_sensitivity": ["-1", "4", "1.5", "high"],
+    "sessions_silence_ms": ["0", "31", "60001", "1.5", "soon"],
+    "sessions_heartbeat_seconds": ["0", "-1", "often", "inf", "nan"],
+    "sessions_inactivity_seconds": ["soon", "nan", "inf"],
+    "sessions_expiry_seconds": ["soon", "nan", "inf"],
+    "sessions_max": ["many", "1.5"],
+    "sessions_connections": ["many", "1.5"],
+    "sessions_queue": ["0", "-1", "long"],
+    "sessions_create_per_minute": ["many", "1.5"],
+    "sessions_connect_per_minute": ["many", "1.5"],
+    "sessions_texts_per_minute": ["many", "1.5"],
+    "sessions_audio_bytes_per_second": ["much", "1.5"],
     "drain_seconds": ["-1", "abc", "inf", "nan"],
     "log_level": ["loud", "notset"],
     "log_format": ["xml"],
