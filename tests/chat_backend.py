@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,11 +18,14 @@ COMPLETION: dict[str, Any] = {
 }
 
 
+_PATIENCE_SECONDS = 30.0
+
+
 @dataclass
 class Backend:
-    """What the server answers by path, status and body, and what it was sent."""
+    """What the server answers by path, status and body, or a function of what it was sent, and what that was."""
 
-    answers: dict[str, tuple[int, bytes]] = field(
+    answers: dict[str, tuple[int, bytes | Callable[[bytes], bytes]]] = field(
         default_factory=lambda: {
             "/v1/models": (200, json.dumps(MODELS).encode()),
             "/v1/audio/transcriptions": (200, json.dumps(TEXT).encode()),
@@ -31,12 +34,19 @@ class Backend:
     )
     requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
     silent: bool = False  # about everything but its models: waits until the client goes away
+    hold: threading.Event = field(
+        default_factory=threading.Event
+    )  # no answer comes before it is set, as it is at first
     asked: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     left: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     url: str = ""
 
+    def __post_init__(self) -> None:
+        self.hold.set()
+
     def says(self, path: str, status: int, body: Any) -> None:
-        self.answers[path] = (status, body if isinstance(body, bytes) else json.dumps(body).encode())
+        plain = isinstance(body, bytes) or callable(body)
+        self.answers[path] = (status, body if plain else json.dumps(body).encode())
 
 
 @contextmanager
@@ -56,7 +66,9 @@ def chat_backend() -> Iterator[Backend]:
                 backend.left.release()
                 self.close_connection = True
                 return
-            status, content = backend.answers[self.path]
+            backend.hold.wait(_PATIENCE_SECONDS)
+            status, answer = backend.answers[self.path]
+            content = answer(body) if callable(answer) else answer
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
