@@ -98,7 +98,10 @@ async def test_metrics_are_prometheus_text_by_surface(server: RunningServer) -> 
     url = f"http://127.0.0.1:{server.port}/metrics"
     assert (await asyncio.to_thread(content_type, url)).startswith("text/plain; version=")
     families = list(text_string_to_metric_families(server.get("/metrics")[1].decode()))
-    assert {family.name.split(":")[0].split("_")[0] for family in families} <= {"earmark", "process", "vllm"}
+    assert {family.name.split(":")[0].split("_")[0] for family in families} <= {
+        *("earmark", "process", "vllm"),
+        *("websocket", "audio", "model", "gpu"),  # of sessions
+    }
 
 
 def content_type(url: str) -> str:

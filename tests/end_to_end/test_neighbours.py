@@ -15,13 +15,13 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, WebSocketException
 
-from tests.end_to_end.clients import Realtime, encoded, realtime, text_of, yap
+from tests.end_to_end.clients import Realtime, encoded, new_session, realtime, talk, text_of, yap
 from tests.end_to_end.conftest import Serve
 from tests.end_to_end.running_server import KEY, RunningServer
 from tests.end_to_end.speech import random_words, sentence, spoken
 
 FUZZ_SECONDS = 5.0
-PATHS = {"yap": f"/api/asr-streaming?api_key={KEY}", "realtime": "/v1/realtime"}
+PATHS = {"yap": f"/api/asr-streaming?api_key={KEY}", "realtime": "/v1/realtime", "sessions": "/ws/audio/any"}
 
 
 # ---- what a fuzzing client sends
@@ -81,6 +81,29 @@ def known_message(chosen: random.Random, surface: str) -> str:
     return json.dumps({"type": kind, **ids, "payload": fields})
 
 
+def known_frame_of_sessions(chosen: random.Random) -> str | bytes:
+    """Audio, or a message of a session's sockets, sometimes with fields that make no sense."""
+    if chosen.random() < 0.4:
+        return WORDS[: 2 * chosen.randrange(len(WORDS) // 2) + (chosen.random() < 0.1)]
+    kind = chosen.choice(["text_input", "control", "control", "control", "config_update", "audio_chunk"])
+    fields: dict[str, Any] = {}
+    match kind:
+        case "text_input":
+            fields["text"] = chosen.choice(["hello", "", " ", "x" * 1000])
+        case "control":
+            fields["control_type"] = chosen.choice(["ping", "get_stats", "end", "end", "configure", "dance"])
+            if fields["control_type"] == "configure":
+                names = chosen.sample(["delay_ms", "partials", "model", "language", "vad"], chosen.randrange(3))
+                possible = {"delay_ms": 80, "partials": True, "model": "scripted", "language": "en", "vad": "off"}
+                fields |= {name: possible[name] if chosen.random() < 0.7 else anything(chosen) for name in names}
+        case "config_update":
+            config = {"vad_sensitivity": chosen.randrange(5), "temperature": 3 * chosen.random(), "max_length": 256}
+            fields["config"] = config if chosen.random() < 0.7 else anything(chosen)
+    if chosen.random() < 0.1:
+        fields[chosen.choice(["text", "control_type", "config", "type", "timestamp"])] = anything(chosen)
+    return json.dumps({"type": kind} | fields)
+
+
 def garbage(chosen: random.Random) -> str | bytes:
     match chosen.randrange(6):
         case 0:
@@ -99,13 +122,14 @@ def garbage(chosen: random.Random) -> str | bytes:
 
 async def fuzz_one(server: RunningServer, surface: str, chosen: random.Random) -> None:
     """One connection of a bad client, up to an end of its choice."""
-    path = PATHS[surface] if chosen.random() < 0.9 else PATHS[surface].replace(KEY, "wrong")
+    path = await way_in(server, surface, chosen)
     socket = await connect(server.ws(path), ping_interval=None, close_timeout=1, max_size=None)
     reading = asyncio.create_task(read_all(socket)) if chosen.random() < 0.8 else None
     try:
         for _ in range(chosen.randrange(1, 120)):
             if chosen.random() < 0.75:
-                await socket.send(known_message(chosen, surface))
+                frame = known_frame_of_sessions(chosen) if surface == "sessions" else known_message(chosen, surface)
+                await socket.send(frame)
             elif chosen.random() < 0.02:
                 await socket.send(b"\xff\xfe not UTF-8", text=True)
             else:
@@ -123,6 +147,14 @@ async def fuzz_one(server: RunningServer, surface: str, chosen: random.Random) -
         socket.transport.abort()
         if reading is not None:
             await asyncio.wait([reading], timeout=5)
+
+
+async def way_in(server: RunningServer, surface: str, chosen: random.Random) -> str:
+    """The path of a connection; now and then one that leads nowhere."""
+    if surface == "sessions":
+        kind = chosen.choice(["audio", "audio", "audio", "control"])
+        return f"/ws/{kind}/{await new_session(server) if chosen.random() < 0.9 else 'wrong'}"
+    return PATHS[surface] if chosen.random() < 0.9 else PATHS[surface].replace(KEY, "wrong")
 
 
 async def read_all(socket: ClientConnection) -> None:
@@ -186,19 +218,37 @@ async def good_paced(server: RunningServer, seed: int, until: Callable[[], bool]
     return rounds
 
 
+async def good_session(server: RunningServer, seed: int, until: Callable[[], bool]) -> int:
+    texts = random_words(12, seed=seed)
+    pcm, _ = spoken(texts, seed=seed)
+    rounds = 0
+    async with talk(server) as client:
+        await client.configure(vad="off")
+        while not until():
+            assert await client.say(pcm) == " ".join(texts)
+            rounds += 1
+    return rounds
+
+
 Good = Callable[[RunningServer, int, Callable[[], bool]], Coroutine[Any, Any, int]]
-GOOD: list[Good] = [*[good_envelope] * 3, *[good_realtime] * 3, *[good_paced] * 2]
+GOOD: list[Good] = [*[good_envelope] * 2, *[good_realtime] * 2, *[good_session] * 2, *[good_paced] * 2]
+OPEN = (
+    *("--sessions-create-per-minute", "off", "--sessions-connect-per-minute", "off"),
+    *("--sessions-audio-bytes-per-second", "off", "--sessions-max", "off"),
+)
+"""All these sessions come from one address."""
 
 
 FAULTS = {
     "yap": ["invalid_message", "unknown_message_type", "no_active_request", "invalid_audio", "unsupported_model"],
     "realtime": ["invalid_json", "unknown_event", "model_not_validated", "invalid_audio", "processing_error"],
+    "sessions": ["AUDIO_FORMAT_ERROR", "PROCESSING_ERROR"],
 }
 
 
-@pytest.mark.parametrize("surface", ["yap", "realtime"])
+@pytest.mark.parametrize("surface", ["yap", "realtime", "sessions"])
 async def test_eight_good_streams_beside_a_fuzzing_client(serve: Serve, surface: str) -> None:
-    server = serve()
+    server = serve(*OPEN)
     end = time.monotonic() + FUZZ_SECONDS
 
     def over() -> bool:
@@ -219,7 +269,7 @@ async def test_eight_good_streams_beside_a_fuzzing_client(serve: Serve, surface:
         assert server.metric("earmark_errors_total", surface=surface, reason=reason) > 0, "the fuzzer did its work"
 
 
-@pytest.mark.parametrize("surface", ["yap", "realtime"])
+@pytest.mark.parametrize("surface", ["yap", "realtime", "sessions"])
 async def test_garbage_instead_of_a_handshake(serve: Serve, surface: str) -> None:
     server = serve()
     chosen = random.Random("handshake")
