@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import quote
@@ -300,7 +300,12 @@ async def new_session(server: RunningServer) -> str:
 
 @asynccontextmanager
 async def talk(
-    server: RunningServer, session_id: str | None = None, *, kind: str = "audio", greeted: bool = True, **headers: str
+    server: RunningServer,
+    session_id: str | None = None,
+    *,
+    kind: str = "audio",
+    greeted: bool = True,
+    headers: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Talk]:
     """A socket of a session, a new one unless it is given; the greeting of an audio socket read."""
     if session_id is None:

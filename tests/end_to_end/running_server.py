@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,16 @@ class RunningServer:
 
     def get(self, path: str, **headers: str) -> tuple[int, bytes]:
         """Status and body of an HTTP GET."""
-        status, body, _ = self.request("GET", path, **headers)
+        status, body, _ = self.request("GET", path, headers=headers)
         return status, body
 
     def request(
-        self, method: str, path: str, body: bytes | None = None, **headers: str
-    ) -> tuple[int, bytes, Mapping[str, str]]:
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes, Message]:
         """Status, body and headers of the answer to an HTTP request."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, headers, method=method)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", body, dict(headers or {}), method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return answer.status, answer.read(), answer.headers

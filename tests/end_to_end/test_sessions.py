@@ -84,7 +84,7 @@ def test_a_session_is_created(server: RunningServer) -> None:
     ],
 )
 def test_the_body_of_a_creation_is_ignored(server: RunningServer, content_type: str, body: bytes | None) -> None:
-    status, answer, _ = server.request("POST", "/session/create", body, **{"Content-Type": content_type})
+    status, answer, _ = server.request("POST", "/session/create", body, {"Content-Type": content_type})
     assert status == 200
     assert json.loads(answer)["status"] == "created"
 
@@ -107,13 +107,13 @@ def test_pages_of_every_origin_may_create_and_delete(server: RunningServer) -> N
     origin = {"Origin": "https://elsewhere.example"}
     for method in ("POST", "DELETE"):
         wanted = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": "content-type"}
-        status, _, headers = server.request("OPTIONS", "/session/create", **origin, **wanted)
+        status, _, headers = server.request("OPTIONS", "/session/create", headers=origin | wanted)
         assert status == 200
         assert headers["Access-Control-Allow-Origin"] == "*"
         assert headers["Access-Control-Allow-Methods"] == "*"
         assert headers["Access-Control-Allow-Headers"] == "*"
     for method, path in (("POST", "/session/create"), ("DELETE", "/session/unknown")):
-        _, _, headers = server.request(method, path, **origin)
+        _, _, headers = server.request(method, path, headers=origin)
         assert headers["Access-Control-Allow-Origin"] == "*"
 
 
@@ -123,15 +123,15 @@ async def test_with_required_keys_creating_and_deleting_need_one(serve: Serve) -
     key = {"Authorization": f"Bearer {KEY}"}
     for method, path in (("POST", "/session/create"), ("DELETE", "/session/x")):
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}):
-            status, body, _ = server.request(method, path, **headers)
+            status, body, _ = server.request(method, path, headers=headers)
             assert status == 401
             assert set(json.loads(body)) == {"detail", "error"}
-    status, body, _ = server.request("POST", "/session/create", **key)
+    status, body, _ = server.request("POST", "/session/create", headers=key)
     assert status == 200
     name = json.loads(body)["session_id"]
     async with talk(server, name) as client:
         await client.synchronise()
-    assert server.request("DELETE", f"/session/{name}", **key)[0] == 200
+    assert server.request("DELETE", f"/session/{name}", headers=key)[0] == 200
 
 
 @pytest.mark.spec("sessions-12")
@@ -721,10 +721,10 @@ async def test_the_browser_client(serve: Serve, block_bytes: int) -> None:
     server = serve(*FAST, environment={"HEARTBEAT_INTERVAL": "0.2"})
     origin = {"Origin": "http://page.example"}
     wanted = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
-    assert server.request("OPTIONS", "/session/create", **origin, **wanted)[0] == 200
-    status, body, _ = server.request("POST", "/session/create", **origin, **{"Content-Type": "application/json"})
+    assert server.request("OPTIONS", "/session/create", headers=origin | wanted)[0] == 200
+    status, body, _ = server.request("POST", "/session/create", headers=origin | {"Content-Type": "application/json"})
     assert 200 <= status < 300
-    async with talk(server, json.loads(body)["session_id"], **origin) as client:
+    async with talk(server, json.loads(body)["session_id"], headers=origin) as client:
         assert client.client_id
         pcm = voiced("from", "the", "page") + SILENCE * 2
         await client.hear(pcm, block_bytes)

@@ -186,7 +186,7 @@ def test_no_byte_is_lost_doubled_or_refused_in_any_order(actions: list[str]) -> 
         taken += audio(steps)
         finished -= sum(isinstance(step, Finish) for step in steps)
         for step in steps:
-            if not isinstance(step, Reply | Close):
+            if isinstance(step, Start | Audio | Finish):
                 session.handle(step, now=0.0)  # raises where the session refuses
     taken += audio(dialect.receive(commit()))
     assert taken == sent
