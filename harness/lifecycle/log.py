@@ -114,13 +114,8 @@ def files(path: Path) -> list[Path]:
 
 def tail(path: Path, lines: int) -> list[bytes]:
     """The newest lines, without their line feeds; fewer where there are no more."""
-    found: list[bytes] = []
-    for file in reversed(files(path)):
-        with contextlib.suppress(FileNotFoundError):
-            found = file.read_bytes().splitlines() + found
-        if len(found) >= lines:
-            break
-    return found[-lines:] if lines else []
+    with contextlib.closing(_Position(path)) as position:
+        return [line.rstrip(b"\r\n") for line in position.begin(lines)]
 
 
 def follow(path: Path, ended: Callable[[], bool], lines: int) -> Iterator[bytes]:
@@ -159,12 +154,15 @@ class _Position:
         self._file = self._open()
         newest = self._file.read() if self._file else b""
         wanted = lines - len(newest.splitlines())
-        for _, file in reversed(_older(self._path)):
+        for file, inode in reversed(_row(self._path)):
             if wanted <= 0:
                 break
-            content = file.read_bytes().splitlines(keepends=True)
-            older = content[-wanted:] + older
-            wanted -= len(content)
+            if file == self._path or inode == self._inode():
+                continue  # the one that is open, though it may be full by now
+            with contextlib.suppress(FileNotFoundError):  # trimmed away meanwhile
+                content = file.read_bytes().splitlines(keepends=True)
+                older = content[-wanted:] + older
+                wanted -= len(content)
         text = [*older, *newest.splitlines(keepends=True)]
         yield from text[-lines:] if lines else []
 
@@ -188,21 +186,34 @@ class _Position:
     def _following(self) -> BinaryIO | None:
         """The file behind the one that is read, if ours is full."""
         assert self._file is not None
-        inode = os.fstat(self._file.fileno()).st_ino
-        row = files(self._path)
-        inodes = [_inode(file) for file in row]
-        if not row or inodes[-1] == inode:
+        row = _row(self._path)
+        inodes = [inode for _, inode in row]
+        ours = self._inode()
+        if not row or inodes[-1] == ours:
             return None
-        behind = inodes.index(inode) + 1 if inode in inodes else 0  # ours was trimmed away: the oldest that is left
+        behind = inodes.index(ours) + 1 if ours in inodes else 0  # ours was trimmed away: the oldest that is left
         with contextlib.suppress(FileNotFoundError):
-            return row[behind].open("rb")
+            return row[behind][0].open("rb")
         return None  # trimmed at this moment; the next look finds another
+
+    def _inode(self) -> int:
+        return os.fstat(self._file.fileno()).st_ino if self._file else 0
 
     def _open(self) -> BinaryIO | None:
         try:
             return self._path.open("rb")
         except FileNotFoundError:
             return None
+
+
+def _row(path: Path) -> list[tuple[Path, int]]:
+    """All files of the log with their inodes as they stand at one moment: seen twice the same, not in the middle of a cut."""
+    before: list[tuple[Path, int]] | None = None
+    while True:
+        row = [(file, _inode(file)) for file in files(path)]
+        if row == before:
+            return row
+        before = row
 
 
 def _inode(path: Path) -> int:
