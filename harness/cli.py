@@ -20,6 +20,7 @@ from harness.commands.align import align_dataset
 from harness.commands.capacity import capacity as capacity_command
 from harness.commands.certificate import certificate as certificate_command
 from harness.commands.clean import clean as clean_command
+from harness.commands.doctor import doctor as doctor_command
 from harness.commands.drivers import DriverOption, options_of
 from harness.commands.drivers import drivers as drivers_command
 from harness.commands.errors import UsageError
@@ -58,6 +59,7 @@ for _command in (commands_serve.status, commands_serve.logs, commands_serve.stop
     app.command()(_command)
 app.command("clean")(clean_command)
 app.command("certificate")(certificate_command)
+app.command("doctor")(doctor_command)
 datasets_app.command("align")(align_dataset)
 
 
