@@ -39,6 +39,7 @@ LEAST_MEMORY_BYTES = 2 << 30
 LONGEST_HEADER_BYTES = 100 << 20
 TARGET_SECONDS = 10.0
 NAMED = ("params.json", "tekken.json")
+OPERATIONS = ("/metrics", "/metrics.json", "/system", "/health")
 KEY_VARIABLES = ("VOXTRAL_API_KEY", "EARMARK_API_KEYS")
 
 Verdict = Literal["ok", "warning", "problem"]
@@ -91,6 +92,25 @@ def examine_target(url: str, environment: Mapping[str, str], here: Path) -> Iter
     yield extra("harness", needed=True)
     yield from target(url, environment)
     yield from machine(here)
+
+
+def examine_operations(url: str, *, health_open: bool) -> Iterator[Finding]:
+    """Whether a listener keeps what is for operators from whoever has no token; nobody listening there is as good."""
+    import httpx
+
+    with httpx.Client(base_url=url, timeout=TARGET_SECONDS, trust_env=False) as client:
+        for path in OPERATIONS:
+            try:
+                status = client.get(path).status_code
+            except httpx.HTTPError:
+                yield Finding(path, "ok", "cannot be reached from here")
+                continue
+            wanted = (200, 503) if health_open and path == "/health" else (401, 403)
+            if status in wanted:
+                yield Finding(path, "ok", f"answers {status} to whoever has no token")
+            else:
+                todo = "demand a token, bind the listener to the loopback, or let the proxy answer 403"
+                yield Finding(path, "problem", f"answers {status}; {' or '.join(map(str, wanted))} is expected", todo)
 
 
 # ---- Python and packages

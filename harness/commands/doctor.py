@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.commands import serve
+from harness.commands.errors import UsageError
 from harness.commands.watch import metrics_address
 
 if TYPE_CHECKING:
@@ -28,6 +29,15 @@ def doctor(
     target: Annotated[
         str | None, typer.Option(help="Look at this server (host:port or URL) and at what a bench against it needs.")
     ] = None,
+    closed: Annotated[
+        bool,
+        typer.Option(
+            "--closed", help="Of --target: whoever has no token must get 401 or 403 from what is for operators."
+        ),
+    ] = False,
+    health_open: Annotated[
+        bool, typer.Option("--health-open", help="With --closed: /health must be open, 200 or 503.")
+    ] = False,
     state: serve.StateOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
@@ -38,17 +48,24 @@ def doctor(
     from harness import doctor as checks
 
     here = Path.cwd()
-    if target is None:
+    if (closed and target is None) or (health_open and not closed):
+        raise UsageError("--closed goes with --target URL, --health-open with --closed")
+    if target is not None and closed:
+        findings = list(checks.examine_operations(_base(target), health_open=health_open))
+    elif target is None:
         findings = list(checks.examine(os.environ, here, serve.folder(state)))
     else:
-        url = metrics_address(target).removesuffix("/metrics")
-        findings = list(checks.examine_target(url, os.environ, here))
+        findings = list(checks.examine_target(_base(target), os.environ, here))
     problems = sum(one.verdict == "problem" for one in findings)
     if as_json:
         print(json.dumps({"ok": not problems, "findings": [dataclasses.asdict(one) for one in findings]}))
     else:
         _print(findings)
     return PROBLEM if problems else OK
+
+
+def _base(target: str) -> str:
+    return metrics_address(target).removesuffix("/metrics")
 
 
 def _print(findings: Sequence[Finding]) -> None:
@@ -67,7 +84,7 @@ def picture(findings: Sequence[Finding]) -> RenderableType:
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2, 0, 0))
-    for width in (7, 10, None):
+    for width in (7, 13, None):
         table.add_column(width=width, overflow="fold")
     for one in findings:
         mark, style = MARKS[one.verdict]

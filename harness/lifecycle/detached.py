@@ -198,13 +198,22 @@ def _await_ready(supervisor: subprocess.Popen[bytes], seconds: float) -> str:
 
 def _end_unready(state: State, supervisor: subprocess.Popen[bytes]) -> None:
     supervisor.terminate()
+    if _ended_within(supervisor, STOP_MARGIN_SECONDS):
+        return
+    record = state.running()
+    if record is not None:
+        _kill(record)
+    if not _ended_within(supervisor, _LAST_WORDS_SECONDS):
+        supervisor.kill()
+        supervisor.wait()
+
+
+def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
     try:
-        supervisor.wait(STOP_MARGIN_SECONDS)
+        process.wait(seconds)
     except subprocess.TimeoutExpired:
-        record = state.running()
-        if record is not None:
-            _kill(record)
-        supervisor.wait(_LAST_WORDS_SECONDS)
+        return False
+    return True
 
 
 def _told(status: int) -> str:

@@ -72,9 +72,7 @@ class State:
             if not ignore.exists():
                 ignore.write_text("*\n")
         except OSError as error:
-            raise StateError(
-                f"cannot use {self.folder} for the server's state ({error.strerror}); --state or {VARIABLE} names another"
-            ) from None
+            raise self._unusable(error) from None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -86,7 +84,11 @@ class State:
         import fcntl
 
         self.prepare()
-        with (self.folder / "lock").open("w") as lock:
+        try:
+            lock = (self.folder / "lock").open("w")
+        except OSError as error:
+            raise self._unusable(error) from None
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -96,11 +98,17 @@ class State:
             yield
 
     def record(self) -> Record | None:
-        """The last server started from here; ``None`` if there was none, or its file makes no sense."""
+        """The last server started from here; ``None`` if there was none, or its file makes no sense.
+
+        Raises:
+            StateError: it may not be read: another user started it.
+        """
         try:
             return msgspec.json.decode(self.record_file.read_bytes(), type=Record)
-        except (OSError, msgspec.DecodeError):
+        except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
             return None
+        except OSError as error:
+            raise self._unusable(error) from None
 
     def running(self) -> Record | None:
         """The server that runs at this moment."""
@@ -132,6 +140,11 @@ class State:
         if pid is not None and identity(pid) is not None:
             what = f"a pid file whose number, {pid}, belongs to another process by now"
         return f"removed {what}"
+
+    def _unusable(self, error: OSError) -> StateError:
+        return StateError(
+            f"cannot use {self.folder} for the server's state ({error.strerror}); --state or {VARIABLE} names another"
+        )
 
     def _replace(self, path: Path, content: bytes) -> None:
         new = path.with_name(path.name + ".new")

@@ -151,25 +151,27 @@ def supervise(
     to end (Linux): nobody could read its log or know of it any more.
     """
     log = BoundedLog(state.log, log_bytes)
-    ends: list[subprocess.Popen[bytes]] = []
+    server: subprocess.Popen[bytes] | None = None
+    asked = threading.Event()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         del number, frame
-        for process in ends:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
+        asked.set()
+        if server is not None:
+            server.terminate()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, pass_on)
     server = subprocess.Popen(
-        [*command, "--announce", *options],
+        [*command, *options, "--announce"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         process_group=0,
         preexec_fn=end_with_parent,  # one system call, nothing that another thread could hold
     )
-    ends.append(server)
+    if asked.is_set():
+        server.terminate()
     assert server.stdout is not None
     assert server.stderr is not None
     announcer = Announcer(

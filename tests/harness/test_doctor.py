@@ -8,7 +8,9 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,9 @@ def test_every_line_fits_80_columns_and_says_what_to_do(tmp_path: Path, taken: i
     assert done.returncode == 1
     assert all(cell_len(line.rstrip()) <= 80 for line in lines)
     at = next(number for number, line in enumerate(lines) if line.startswith(f"problem  port {taken}"))
-    assert "→ end that program, or start the server with another --port" in " ".join(lines[at : at + 4])
+    assert "→ end that program, or start the server with another --port" in " ".join(
+        " ".join(lines[at : at + 5]).split()
+    )
     assert lines[-1].startswith("1 problem, ")
 
 
@@ -267,3 +271,70 @@ def test_no_address_is_refused(tmp_path: Path) -> None:
     refused = earmark("doctor", "--target", "ftp://x", folder=tmp_path)
     assert refused.returncode == 3
     assert "is no address of a server" in refused.stderr
+
+
+# ---- what is for operators
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """Answers every path with the status that its server has for it."""
+
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Listener)
+        assert "Authorization" not in self.headers
+        self.send_response(self.server.statuses[self.path])
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+class Listener(ThreadingHTTPServer):
+    """An operations listener of somebody's."""
+
+    def __init__(self, statuses: dict[str, int]) -> None:
+        super().__init__(("127.0.0.1", 0), Guarded)
+        self.statuses = statuses
+
+
+@pytest.mark.parametrize(
+    ("health", "options", "status"),
+    [
+        (401, [], 0),
+        (403, [], 0),
+        (200, [], 1),
+        (200, ["--health-open"], 0),
+        (503, ["--health-open"], 0),
+        (401, ["--health-open"], 1),
+    ],
+)
+def test_what_is_for_operators_is_closed(tmp_path: Path, health: int, options: list[str], status: int) -> None:
+    listener = Listener({"/metrics": 401, "/metrics.json": 403, "/system": 401, "/health": health})
+    serving = threading.Thread(target=listener.serve_forever)
+    serving.start()
+    try:
+        target = f"http://127.0.0.1:{listener.server_port}"
+        found = examined(tmp_path, "--target", target, "--closed", *options, EARMARK_API_KEY="not-to-be-sent")
+    finally:
+        listener.shutdown()
+        serving.join()
+        listener.server_close()
+    assert found[0] == status
+    assert found[1]["/health"]["verdict"] == ("problem" if status else "ok")
+
+
+def test_open_metrics_are_found(server: RunningServer, tmp_path: Path) -> None:
+    status, found = examined(tmp_path, "--target", f"127.0.0.1:{server.port}", "--closed")
+    assert status == 1
+    assert found["/metrics"]["said"] == "answers 200; 401 or 403 is expected"
+
+
+def test_nobody_there_is_closed_enough(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    assert examined(tmp_path, "--target", f"127.0.0.1:{port}", "--closed")[0] == 0
+
+
+def test_closed_without_a_target_is_refused(tmp_path: Path) -> None:
+    assert earmark("doctor", "--closed", folder=tmp_path).returncode == 3

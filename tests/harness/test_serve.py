@@ -190,6 +190,60 @@ def test_one_that_is_not_ready_in_time_is_ended(life: Life) -> None:
     assert life.told()["running"] is False
 
 
+NEVER_READY = ("--engine", "vllm-remote", "--backends", "ws://127.0.0.1:1", "--backend-start-seconds", "100")
+
+
+@pytest.fixture
+def starting(life: Life) -> Iterator[subprocess.Popen[str]]:
+    """The command while the server is not ready yet: its back end does not answer."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "serve", "--detach", "--state", str(life.state.folder), *SCRIPTED, *NEVER_READY],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environment({"VOXTRAL_API_KEY": KEY}),
+    )
+    until(lambda: life.state.running() is not None)
+    yield process
+    process.kill()
+    process.communicate(timeout=10)
+
+
+def test_while_it_starts_that_is_its_state_and_no_other_command_comes_between(
+    life: Life, starting: subprocess.Popen[str]
+) -> None:
+    assert starting.poll() is None
+    told = life.run("status", "--json")
+    assert (told.returncode, json.loads(told.stdout)["health"]) == (1, "starting")
+    refused = life.run("stop")
+    assert refused.returncode == 3
+    assert "another command is starting or stopping the server" in refused.stderr
+
+
+def test_an_interrupt_while_it_starts_ends_it(life: Life, starting: subprocess.Popen[str]) -> None:
+    pid = life.pid
+    starting.send_signal(signal.SIGINT)
+    _, said = starting.communicate(timeout=30)
+    assert starting.returncode == 130
+    assert "Traceback" not in said
+    assert identity(pid) is None
+    assert not life.state.pid_file.exists()
+
+
+def test_a_server_whose_starter_is_gone_can_be_stopped(life: Life, starting: subprocess.Popen[str]) -> None:
+    starting.kill()
+    starting.wait(10)
+    assert life.run("stop").returncode == 0
+    assert life.state.running() is None
+
+
+def test_an_unusable_state_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused = Life(tmp_path / "file" / "state").start()
+    assert refused.returncode == 3
+    assert "cannot use" in refused.stderr
+    assert "--state" in refused.stderr
+
+
 def test_a_stale_pid_file_is_noticed_and_removed(life: Life) -> None:
     life.start()
     pid = life.pid
