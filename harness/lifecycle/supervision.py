@@ -160,8 +160,9 @@ def supervise(
         if server is not None:
             server.terminate()
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # for the server too: no terminal of anybody's ends it
     server = subprocess.Popen(
         [*command, *options, "--announce"],
         stdin=subprocess.DEVNULL,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import psutil
 import pytest
 
@@ -74,9 +75,12 @@ def test_serve_returns_once_it_can_transcribe_and_stop_ends_it(life: Life) -> No
     assert not life.state.pid_file.exists()
 
 
-def test_it_is_in_a_session_of_its_own(life: Life) -> None:
+def test_it_is_in_a_session_of_its_own_and_no_hangup_ends_it(life: Life) -> None:
     life.start()
     assert os.getsid(life.pid) == life.supervisor != os.getsid(0)
+    for pid in (life.pid, life.supervisor):
+        os.kill(pid, signal.SIGHUP)
+    assert life.told()["health"] == "ok"
 
 
 def test_status_tells_running_and_not_running(life: Life) -> None:
@@ -302,15 +306,19 @@ def test_options_of_detach_without_it_are_refused() -> None:
 
 def test_without_detach_the_command_becomes_the_server() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", MAIN, "serve", *SCRIPTED, "--announce"],
+        [sys.executable, "-c", MAIN, "serve", *SCRIPTED, "--announce", "--require-key", "--api-key=blue-heron"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=clean_environment({"VOXTRAL_API_KEY": KEY}),
     )
     assert process.stdout is not None
-    assert json.loads(process.stdout.readline())["event"] == "ready"
-    assert psutil.Process(process.pid).cmdline()[1:3] == ["-m", "server"]
+    port = json.loads(process.stdout.readline())["port"]
+    cmdline = psutil.Process(process.pid).cmdline()
+    assert cmdline[1:] == ["-m", "server", *SCRIPTED, "--announce", "--require-key"]  # the key is not among them
+    url = f"http://127.0.0.1:{port}/v1/models"
+    assert httpx.get(url, headers={"Authorization": "Bearer blue-heron"}, trust_env=False).status_code == 200
+    assert httpx.get(url, headers={"Authorization": f"Bearer {KEY}"}, trust_env=False).status_code == 401
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert process.returncode == 0
