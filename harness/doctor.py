@@ -330,7 +330,8 @@ def ports(environment: Mapping[str, str], state: State) -> Iterator[Finding]:
     told = environment.get("SERVER_PORT", "").strip()
     public = int(told) if told.isdigit() else 8000
     running = state.running()
-    ours = {running.announcement.port: running.pid} if running and running.announcement else {}
+    told_by = running.announcement if running else None
+    ours = dict.fromkeys((told_by.port, *told_by.ports.values()), running.pid) if running and told_by else {}
     for port, what, verdict in ((public, "HTTP", "problem"), (8001, "operations", "ok"), (50051, "gRPC", "ok")):
         if free(port):
             yield Finding(f"port {port}", "ok", f"free, for {what}")

@@ -40,6 +40,7 @@ class Announcement(msgspec.Struct, frozen=True):
     engine: str = "unknown"
     model: str = ""
     caveat: str = ""
+    ports: dict[str, int] = {}  # by listener: public, and those of surfaces with a port of their own
 
 
 class Server:

@@ -97,6 +97,8 @@ def _start(state: State, server: Command, *, wait: float, log_bytes: int) -> Non
     record = detached.start(state, server, log_bytes=log_bytes, ready_seconds=wait)
     assert record.announcement is not None
     print(f"url     {record.url}")
+    for name, port in _other_ports(record).items():
+        print(f"port    {port}, {name} alone")
     print(f"engine  {record.announcement.engine}{_model(record)}")
     if server.made_up:
         print(f"key     {server.made_up} (made up, shown this once; set VOXTRAL_API_KEY to choose one)")
@@ -104,6 +106,12 @@ def _start(state: State, server: Command, *, wait: float, log_bytes: int) -> Non
         print(f"key     {record.key_source}")
     print(f"log     {state.log}")
     print(f"pid     {record.pid}")
+
+
+def _other_ports(record: Record) -> dict[str, int]:
+    """The listeners beside the public one."""
+    assert record.announcement is not None
+    return {name: port for name, port in record.announcement.ports.items() if name != "public"}
 
 
 def _model(record: Record) -> str:
@@ -140,7 +148,7 @@ def status(
         print(json.dumps(told))
     else:
         for name, value in told.items():
-            if value not in (None, "", []):
+            if value not in (None, "", [], {}):
                 print(f"{name.replace('_', ' '):<12}{_plain(name, value)}")
     if not told["running"]:
         return NOT_RUNNING
@@ -170,7 +178,8 @@ def standing(place: State) -> dict[str, Any]:
         return {**told, "health": "starting"}
     health, connections = asked(str(record.url))
     engine = f"{record.announcement.engine}{_model(record)}"
-    return {**told, "engine": engine, "health": health, "connections": connections}
+    ports = _other_ports(record)
+    return {**told, "ports": ports, "engine": engine, "health": health, "connections": connections}
 
 
 def _plain(name: str, value: Any) -> str:
@@ -183,6 +192,8 @@ def _plain(name: str, value: Any) -> str:
             return shlex.join(value)
         case "log_bytes":
             return f"{value / 2**20:.1f} MiB" if value >= 2**20 else f"{value / 1024:.1f} KiB"
+        case "ports":
+            return ", ".join(f"{port} ({listener})" for listener, port in value.items())
         case "up_seconds":
             return f"{value // 3600} h {value % 3600 // 60} min {value % 60} s"
         case _:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -73,6 +74,15 @@ def test_serve_returns_once_it_can_transcribe_and_stop_ends_it(life: Life) -> No
     assert identity(pid) is None
     assert identity(supervisor) is None
     assert not life.state.pid_file.exists()
+
+
+def test_surfaces_with_a_port_of_their_own_are_told(life: Life) -> None:
+    started = life.start("--surface-ports", "realtime=0")
+    ports = life.told()["ports"]
+    assert list(ports) == ["realtime"]
+    assert f"port    {ports['realtime']}, realtime alone\n" in started.stdout
+    with socket.create_connection(("127.0.0.1", ports["realtime"]), 5):
+        pass
 
 
 def test_it_is_in_a_session_of_its_own_and_no_hangup_ends_it(life: Life) -> None:
