@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -114,6 +115,7 @@ def placed(text: str, folder: Path, *, port: int, plain_port: int, upstream: int
         f"/etc/nginx/tls/{NAME}.pem": str(folder / "tls.pem"),
         f"/etc/nginx/tls/{NAME}.key": str(folder / "tls.key"),
         "/var/log/nginx/earmark.log": str(folder / "earmark.log"),
+        "/var/log/nginx/earmark.error.log": str(folder / "earmark.error.log"),
     }.items():
         assert old in text, old
         text = text.replace(old, new)
@@ -232,41 +234,52 @@ def test_grpc_passes_with_streams_and_the_clients_address(proxy: Proxy) -> None:
 
 def test_the_server_is_told_the_clients_address_and_nothing_that_the_client_made_up(tmp_path: Path) -> None:
     """A bare listener in the server's place hears what nginx sends."""
-    assert NGINX is not None
-    certify(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = free_port()
-        file = tmp_path / "nginx.conf"
-        file.write_text(
-            placed(
-                CONFIGURATION,
-                tmp_path,
-                port=port,
-                plain_port=free_port(),
-                upstream=listener.getsockname()[1],
-                grpc_upstream=free_port(),
-            )
+    with socket.create_server(("127.0.0.1", 0)) as listener, before(listener.getsockname()[1], tmp_path) as client:
+        listener.settimeout(10)
+        client.sendall(b"GET /x HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n")
+        upstream, _ = listener.accept()
+        with upstream:
+            upstream.settimeout(10)
+            heard = b""
+            while b"\r\n\r\n" not in heard:
+                heard += upstream.recv(4096)
+    headers = heard.decode().lower()
+    assert "x-forwarded-for: 127.0.0.1\r\n" in headers
+    assert "1.2.3.4" not in headers
+    assert "x-forwarded-proto: https\r\n" in headers
+    assert "host: localhost\r\n" in headers
+
+
+def test_a_server_that_does_not_answer_is_logged_without_the_key(tmp_path: Path) -> None:
+    with before(free_port(), tmp_path) as client:
+        client.sendall(
+            b"GET /api/asr-streaming?api_key=secret HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         )
-        process = subprocess.Popen([NGINX, "-c", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            listener.settimeout(10)
-            raw = connected(port, ssl.create_default_context(cafile=tmp_path / "tls.pem"))
-            with raw:
-                raw.sendall(b"GET /x HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n")
-                upstream, _ = listener.accept()
-                with upstream:
-                    upstream.settimeout(10)
-                    heard = b""
-                    while b"\r\n\r\n" not in heard:
-                        heard += upstream.recv(4096)
-            headers = heard.decode().lower()
-            assert "x-forwarded-for: 127.0.0.1\r\n" in headers
-            assert "1.2.3.4" not in headers
-            assert "x-forwarded-proto: https\r\n" in headers
-            assert "host: localhost\r\n" in headers
-        finally:
-            process.terminate()
-            process.wait(10)
+        answer = b""
+        while piece := client.recv(4096):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 502 ")
+    logged = {file.name: file.read_text() for file in tmp_path.glob("*.log")}
+    assert "GET /api/asr-streaming 502" in logged["earmark.log"]
+    assert not [name for name, text in logged.items() if "secret" in text]
+
+
+@contextmanager
+def before(upstream: int, folder: Path) -> Iterator[ssl.SSLSocket]:
+    """A client of an nginx that stands before this port; all has ended, and is logged, afterwards."""
+    assert NGINX is not None
+    certify(folder)
+    port, file = free_port(), folder / "nginx.conf"
+    file.write_text(
+        placed(CONFIGURATION, folder, port=port, plain_port=free_port(), upstream=upstream, grpc_upstream=free_port())
+    )
+    process = subprocess.Popen([NGINX, "-c", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with connected(port, ssl.create_default_context(cafile=folder / "tls.pem")) as client:
+            yield client
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 def connected(port: int, tls: ssl.SSLContext) -> ssl.SSLSocket:
