@@ -20,7 +20,7 @@ from hypothesis import strategies as some
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from tests.end_to_end.clients import encoded, realtime, text_of, yap
+from tests.end_to_end.clients import encoded, new_session, realtime, text_of, yap
 from tests.end_to_end.conftest import Serve
 from tests.end_to_end.running_server import KEY, RunningServer
 from tests.end_to_end.speech import random_words, sentence, spoken
@@ -150,6 +150,22 @@ OPENAI = (
     | OPENAI_INPUT.map(lambda heard: {"type": "transcription_session.update", "session": heard})
 ).map(json.dumps)
 
+SESSIONS: some.SearchStrategy[Frame] = (
+    messages(
+        ["text_input", "control", "control", "control", "config_update", "audio_chunk"],
+        {
+            "text": some.text(max_size=20),
+            "control_type": some.sampled_from(["ping", "get_stats", "end", "end", "configure"]),
+            "delay_ms": some.just(80),
+            "partials": some.booleans(),
+            "vad": some.sampled_from(["auto", "off"]),
+            "language": some.just("en"),
+            "config": some.fixed_dictionaries({}, optional={"vad_sensitivity": VALUES, "temperature": VALUES}),
+        },
+    ).map(json.dumps)
+    | PIECES
+)
+
 
 def cases(known: some.SearchStrategy[Frame]) -> some.SearchStrategy[list[Frame]]:
     """What one connection sends."""
@@ -158,7 +174,7 @@ def cases(known: some.SearchStrategy[Frame]) -> some.SearchStrategy[list[Frame]]
 
 @dataclass(frozen=True)
 class WebSocketSurface:
-    """``sync`` is a last frame whose answer ``synced`` knows; ``fault`` sees a fault of the server in a frame."""
+    """``path`` may have a ``{session}``, which is made. ``sync`` is a last frame whose answer ``synced`` knows; ``fault`` sees a fault of the server in a frame."""
 
     path: str
     known: some.SearchStrategy[Frame]
@@ -189,12 +205,20 @@ SURFACES = {
         lambda frame: frame["type"] == "error" and frame["error"]["event_id"] == "the last",
         lambda frame: frame["type"] == "error" and frame["error"]["type"] == "server_error",
     ),
+    "sessions": WebSocketSurface(
+        "/ws/audio/{session}",
+        SESSIONS,
+        '{"type":"control","control_type":"configure","model":"the last"}',
+        lambda frame: "the last" in str(frame.get("error")),
+        lambda frame: "internal error" in str(frame.get("error")),
+    ),
 }
 
 
 async def send_case(server: RunningServer, surface: WebSocketSurface, frames: list[Frame]) -> None:
     """One connection; its answers are those of a server in good health."""
-    socket = await connect(server.ws(surface.path), ping_interval=None, close_timeout=2, max_size=None)
+    path = surface.path.format(session=await new_session(server)) if "{session}" in surface.path else surface.path
+    socket = await connect(server.ws(path), ping_interval=None, close_timeout=2, max_size=None)
     try:
         await converse(socket, surface, frames)
     finally:
