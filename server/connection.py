@@ -333,6 +333,8 @@ async def _answer_to(ask: Ask, chat: ChatEngine) -> tuple[str, str | None]:
         sampling = Sampling(ask.temperature, max_tokens=ask.max_tokens)
         return (await chat.answer(ask.question, ask.audios, sampling)).text, None
     except EngineError as error:
+        reason = str(error) if type(error) is EngineError else type(error).__name__  # the others quote the client
+        _log.warning("not answered", reason=reason)
         return "", str(error)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections import deque
@@ -29,7 +30,7 @@ from server.core.events import (
 from server.core.resampling import Resampler
 from server.core.session import SessionError
 from server.core.voice import EndpointerSettings
-from server.protocols.base import Ask, Close, Displace, Offer, Reply, Served, Step, stream_options
+from server.protocols.base import Ask, Close, Displace, Offer, Reply, Served, Step, public_message, stream_options
 from wire import sessions
 from wire.errors import WireError
 from wire.pcm import SAMPLE_RATE, bytes_of, seconds_of
@@ -51,6 +52,7 @@ _MOST_ERRORS = 10
 _MOST_ASKS = 16
 """Of one socket: so many answers may be under way or waiting."""
 
+_ADDRESS = re.compile(r"\b[a-z]+://\S+")
 _NO_CHAT = "this server has no chat engine, so text is not answered (--chat-engine); send audio to have it transcribed"
 
 
@@ -165,6 +167,8 @@ class _Socket:
     # ---- errors
 
     def _failed(self, message: str) -> list[Step]:
+        """What an engine could not do. Clients need not know where a chat engine lives; the log has it."""
+        message = public_message(_ADDRESS.sub("the chat engine", message))
         exhausted = "out of memory" in message.lower()
         return self._error(sessions.GPU_OOM if exhausted else sessions.PROCESSING_ERROR, message)
 

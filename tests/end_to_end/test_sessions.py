@@ -413,6 +413,8 @@ async def test_so_many_answers_may_be_awaited_and_they_go_with_the_socket(own_se
     async with talk(server) as client:
         for number in range(17):
             await client.send("text_input", text=f"question {number}")
+        for _ in range(2):  # for its models, and the first question
+            assert await asyncio.to_thread(backend.asked.acquire, timeout=RECEIVE_SECONDS)
         assert "16" in await client.error("RATE_LIMITED")
         await client.synchronise()
     assert await asyncio.to_thread(backend.left.acquire, timeout=RECEIVE_SECONDS), "the question under way was given up"

@@ -16,11 +16,12 @@ from harness.audio import load as load_audio
 from harness.corpus import load
 from server.protocols.base import Close, Reply, Served
 from server.protocols.yap import YapDialect
-from tests.end_to_end.clients import Frame, Realtime, Yap, encoded, realtime, yap
+from tests.end_to_end.clients import Frame, Realtime, Talk, Yap, encoded, realtime, talk, yap
 from tests.end_to_end.conftest import Serve
 from tests.end_to_end.running_server import KEY, RunningServer
 from tests.end_to_end.speech import sentence
 from wire import realtime as realtime_wire
+from wire import sessions as sessions_wire
 from wire import yap as yap_wire
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -34,6 +35,7 @@ def golden(name: str) -> Any:
 
 
 YAP, REALTIME = golden("yap.messages.json"), golden("realtime.messages.json")
+SESSIONS = golden("sessions.messages.json")
 
 
 # ---- what servers send
@@ -111,6 +113,35 @@ async def test_every_event_and_field_of_realtime_is_still_sent(serve: Serve) -> 
     assert_kept(REALTIME["words"], events[-1]["words"])
 
 
+def called(frame: Frame) -> str:
+    """What the list of sessions calls it: some types are several messages."""
+    return " ".join(frame[key] for key in ("type", "status", "control_type") if key in frame)
+
+
+@pytest.mark.spec("sessions-68")
+async def test_every_message_and_key_of_sessions_is_still_sent(serve: Serve) -> None:
+    frames: list[Frame] = []
+    server = serve(environment={"HEARTBEAT_INTERVAL": "0.2"})
+    async with talk(server, greeted=False) as client, talk(server, client.session_id, kind="control") as control:
+        frames.append(await client.receive())
+        await client.control("configure", partials=True)
+        for kind in ("ping", "get_stats"):
+            await client.control(kind)
+        await client.send_raw(bytes(3))
+        await client.hear(sentence("said"))
+        await client.control("end")
+        while called(frames[-1]) != "control ended":
+            frames.append(await client.receive())
+        frames += await client.receive_until("heartbeat")
+        await control.send("config_update", config={})
+        frames.append(await control.receive())
+    for kind, expected in SESSIONS["server"].items():
+        said = [frame for frame in frames if called(frame) == kind]
+        assert said, f"no {kind} came"
+        assert_kept(expected, said)
+    assert_kept(SESSIONS["stats"], [frame["stats"] for frame in frames if "stats" in frame])
+
+
 # ---- what servers take in
 
 SAMPLES = {
@@ -120,6 +151,10 @@ SAMPLES = {
     "final": True,
     "audio": encoded(b"\1\0"),
     "reason": "because",
+    "text": "said",
+    "partials": True,
+    "language": "en",
+    "config": {},
 }
 
 
@@ -140,6 +175,17 @@ def test_every_event_and_field_of_realtime_is_still_taken_in(kind: str) -> None:
     assert shape([fields]) == {key: {kind_} for key, kind_ in REALTIME["client"][kind].items()}
     event = realtime_wire.decode_client(json.dumps({"type": kind, **fields}))
     assert {key: getattr(event, key) for key in fields} == fields
+
+
+@pytest.mark.spec("sessions-68")
+@pytest.mark.parametrize("kind", SESSIONS["client"])
+def test_every_message_and_key_of_sessions_is_still_taken_in(kind: str) -> None:
+    fields = {key: SAMPLES[key] for key in SESSIONS["client"][kind]}
+    assert shape([fields]) == {key: {kind_} for key, kind_ in SESSIONS["client"][kind].items()}
+    names = dict(zip(("type", "control_type"), kind.split(), strict=False))
+    message = sessions_wire.decode_client(json.dumps(names | fields), plain_text=False)
+    assert not isinstance(message, sessions_wire.Other)
+    assert {key: getattr(message, key) for key in fields} == fields
 
 
 # ---- errors
@@ -230,3 +276,42 @@ async def test_every_error_of_realtime_keeps_its_code_and_leaves_the_connection_
         assert row["close"] is None
         async with asyncio.timeout(15):
             await client.silent()
+
+
+@pytest.mark.spec("sessions-68")
+@pytest.mark.parametrize("row", golden("sessions.errors.json"), ids=lambda row: row["code"])
+async def test_every_error_of_sessions_keeps_its_code_and_its_close(serve: Serve, row: dict[str, Any]) -> None:
+    assert await told(serve, row["code"]) == (row["code"], row["close"])
+
+
+async def told(serve: Serve, code: str) -> tuple[str, int | None]:
+    """The code of this error, provoked, and that of the close that follows; None when the socket stays open."""
+    match code:
+        case "CONNECTION_FAILED":
+            server = serve(environment={"MAX_CONNECTIONS": "1"})
+            async with talk(server) as inside, talk(server, inside.session_id, greeted=False) as client:
+                return await turned_away_from_sessions(client)
+        case "SESSION_NOT_FOUND":
+            async with talk(serve(), "unheard-of", greeted=False) as client:
+                return await turned_away_from_sessions(client)
+        case "RATE_LIMITED":
+            server = serve("--sessions-connect-per-minute", "1")
+            async with talk(server) as first, talk(server, first.session_id, greeted=False) as client:
+                return await turned_away_from_sessions(client)
+        case "AUDIO_FORMAT_ERROR":
+            server, sent = serve(), bytes(3)
+        case "PROCESSING_ERROR":
+            server, sent = serve("--script", FAULTY), FOUR_WORDS
+        case _:
+            faults = json.dumps({"faults": [{"at": 1.0, "message": "out of memory"}]})
+            server, sent = serve("--script", faults), FOUR_WORDS
+    async with talk(server) as client:
+        await client.send_raw(sent)
+        found: str = (await client.receive())["code"]
+        await client.synchronise()
+        return found, None
+
+
+async def turned_away_from_sessions(client: Talk) -> tuple[str, int]:
+    [frame], code, _ = await client.closed()
+    return frame["code"], code

@@ -467,6 +467,16 @@ def test_an_answer_that_fails_is_an_error(message: str, code: str) -> None:
     assert (error["type"], error["code"], error["error"]) == ("error", code, f"Text processing: {message}")
 
 
+@pytest.mark.spec("sessions-67")
+def test_what_fails_does_not_tell_where_the_server_keeps_its_things() -> None:
+    dialect = scene(chat=True).dialect
+    dialect.receive("hello")
+    [error] = said(
+        dialect.unanswered("http://10.0.0.5:8000/v1/chat does not answer; see /var/lib/models/x at 0x7f00beef")
+    )
+    assert error["error"] == "Text processing: the chat engine does not answer; see ... at ..."
+
+
 def test_only_so_many_answers_may_be_awaited() -> None:
     dialect = scene(chat=True).dialect
     for _ in range(16):
