@@ -174,7 +174,9 @@ def cases(known: some.SearchStrategy[Frame]) -> some.SearchStrategy[list[Frame]]
 
 @dataclass(frozen=True)
 class WebSocketSurface:
-    """``path`` may have a ``{session}``, which is made. ``sync`` is a last frame whose answer ``synced`` knows; ``fault`` sees a fault of the server in a frame."""
+    """``path`` may have a ``{session}``, which is made. ``sync`` is a last frame whose answer ``synced`` knows; ``fault`` sees a fault of
+    the server in a frame.
+    """
 
     path: str
     known: some.SearchStrategy[Frame]
