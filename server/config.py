@@ -68,10 +68,10 @@ class Settings(BaseSettings):
     )
 
     # engine
-    engine: Literal["auto", "sphinx", "scripted", "vllm", "vllm-remote"] = _setting(
+    engine: Literal["auto", "sphinx", "scripted", "vllm", "vllm-remote", "whisper"] = _setting(
         "auto",
         "EARMARK_ENGINE",
-        help="what recognises: vllm (Voxtral), vllm-remote (other servers), sphinx (built in, weak), "
+        help="what recognises: vllm (Voxtral), vllm-remote (other servers), whisper, sphinx (built in, weak), "
         "scripted (says its script); auto takes vllm where CUDA, vLLM and the model are",
     )
     delay_ms: int = _setting(
@@ -118,6 +118,61 @@ class Settings(BaseSettings):
         "EARMARK_BACKEND_START_SECONDS",
         help="vllm-remote: wait so long at the start for a back end to answer",
         ge=0,
+    )
+    whisper_model: str = _setting(
+        "small",
+        "EARMARK_WHISPER_MODEL",
+        help="whisper: a size (tiny, base, small, medium, large-v3, turbo; tiny.en and so on), a repository of the hub, or the "
+        "folder of a model converted for CTranslate2",
+    )
+    whisper_model_dir: str = _setting(
+        "", "EARMARK_WHISPER_MODEL_DIR", help="whisper: where models are fetched to; default: the hub's cache"
+    )
+    whisper_download: bool = _setting(
+        True, "EARMARK_WHISPER_DOWNLOAD", help="whisper: fetch the model when it is not there"
+    )
+    whisper_device: Literal["auto", "cpu", "cuda"] = _setting(
+        "auto", "EARMARK_WHISPER_DEVICE", help="whisper: auto takes CUDA where it is"
+    )
+    whisper_compute_type: str = _setting(
+        "auto",
+        "EARMARK_WHISPER_COMPUTE_TYPE",
+        help="whisper: auto (int8 on a CPU, float16 on CUDA), default (the model's own), or one of CTranslate2's",
+    )
+    whisper_cpu_threads: int = _setting(
+        0, "EARMARK_WHISPER_CPU_THREADS", help="whisper: threads of each worker; 0 leaves it to CTranslate2", ge=0
+    )
+    whisper_workers: int = _setting(
+        1, "EARMARK_WHISPER_WORKERS", help="whisper: windows decoded at the same time", ge=1, le=256
+    )
+    whisper_slots: int = _setting(
+        0, "EARMARK_WHISPER_SLOTS", help="whisper: streams heard at once; 0: 8 for each worker", ge=0
+    )
+    whisper_profile: Literal["realtime", "accurate"] = _setting(
+        "realtime", "EARMARK_WHISPER_PROFILE", help="whisper: beam of 1, or accurate: of 5"
+    )
+    whisper_task: Literal["transcribe", "translate"] = _setting(
+        "transcribe", "EARMARK_WHISPER_TASK", help="whisper: translate writes English whatever is spoken"
+    )
+    whisper_interval_seconds: float = _setting(
+        0.48,
+        "EARMARK_WHISPER_INTERVAL_SECONDS",
+        help="whisper: audio after which a stream is decoded anew, if a worker is free",
+        ge=0.08,
+        le=5,
+    )
+    whisper_window_seconds: float = _setting(
+        12.0, "EARMARK_WHISPER_WINDOW_SECONDS", help="whisper: cut a longer window behind shown words", ge=1, le=28
+    )
+    whisper_prompt_characters: int = _setting(
+        200,
+        "EARMARK_WHISPER_PROMPT_CHARACTERS",
+        help="whisper: text before the window that goes with it",
+        ge=0,
+        le=1000,
+    )
+    whisper_vad: bool = _setting(
+        True, "EARMARK_WHISPER_VAD", help="whisper: leave silence out of windows; Whisper makes things up in it"
     )
     vad: bool = _setting(True, "EARMARK_VAD", help="voice activity detection: rolls in silence, vad=auto for clients")
 

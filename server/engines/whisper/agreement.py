@@ -72,14 +72,13 @@ def following(committed: Sequence[TimedWord], words: Sequence[TimedWord]) -> Seq
     """The words behind those that are committed.
 
     Some number of words at the start of a hypothesis are the committed ones heard again, perhaps otherwise understood. That number is taken
-    which costs least: one for each word put in, left out or replaced, and one for each second between the last one's end and that of the
-    last committed word. Words whose middle lies before that end are never taken for new ones.
+    which costs least: one for each word put in, left out or replaced, and one for each second between the last one's end, if there is one,
+    and that of the last committed word. Words whose middle lies before that end are never taken for new ones.
     """
     if not committed:
         return words
     end = committed[-1].end
     costs = [float(cost) for cost in _changes([w.text.strip() for w in committed], [w.text.strip() for w in words])]
-    costs[0] += end - min(end, committed[0].start)
     for index, word in enumerate(words, 1):
         costs[index] += abs(word.end - end)
     first = costs.index(min(costs))

@@ -166,7 +166,7 @@ def _fetched(settings: WhisperSettings) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # whatever the hub's client makes of a missing network
         raise EngineError(
             f"whisper does not start: the model {name!r} is not on this machine and "
-            f"{'could not be fetched' if settings.download else 'fetching is switched off'} ({error}); "
+            f"{'could not be fetched' if settings.download else 'fetching is switched off'} ({str(error).partition(chr(10))[0]}); "
             f'where there is a network, run: python -c "from faster_whisper import download_model; '
             f"download_model('{name}', 'models/whisper')\", bring the folder models/whisper here and start with "
             "--whisper-model models/whisper (EARMARK_WHISPER_MODEL)"

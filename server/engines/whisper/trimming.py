@@ -42,8 +42,9 @@ def ends_sentence(text: str) -> bool:
 
 def prompt_of(text: str, most_characters: int) -> str:
     """The end of a text that is no longer heard, beginning with a whole word."""
-    if len(text) <= most_characters:
-        return text.strip()
-    end = text[len(text) - most_characters :] if most_characters else ""
-    _, space, rest = end.partition(" ")
-    return (rest if space else end).strip()
+    cut = max(0, len(text) - most_characters)
+    end = text[cut:]
+    if cut and text[cut - 1] != " ":
+        _, space, rest = end.partition(" ")
+        end = rest if space else end  # some languages have no spaces
+    return end.strip()
