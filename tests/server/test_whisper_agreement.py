@@ -103,25 +103,34 @@ def test_what_is_committed_by_force_is_not_candidate_any_more() -> None:
     assert text_of(agreement.candidates) == "three"
 
 
-def test_words_before_the_window_are_forgotten_but_the_last_one() -> None:
+def test_words_before_the_window_are_forgotten() -> None:
     agreement = Agreement(0.0)
     for _ in range(2):
         agreement.advance(evenly("one two three"), 1.5)
     assert text_of(agreement.forget(1.0)) == "one two"
-    assert text_of(agreement.forget(9.0)) == ""
     assert text_of(agreement.committed) == "three"
 
 
+def test_a_word_that_follows_its_like_before_the_window_is_new() -> None:
+    agreement = Agreement(0.0)
+    for _ in range(2):
+        agreement.advance(evenly("no"), 0.5)
+    agreement.forget(0.5)
+    again = words(("no", 0.52, 0.9))
+    agreement.advance(again, 1.0)
+    assert agreement.advance(again, 1.0) == again
+
+
 def test_nothing_committed_leaves_all() -> None:
-    assert following([], evenly("a b")) == evenly("a b")
+    assert following([], evenly("a b"), 0.0) == evenly("a b")
 
 
 def test_a_hypothesis_that_has_lost_the_committed_words_goes_on_behind_them() -> None:
-    assert following(evenly("a b"), words(("c", 1.1, 1.4))) == words(("c", 1.1, 1.4))
+    assert following(evenly("a b"), words(("c", 1.1, 1.4)), 1.0) == words(("c", 1.1, 1.4))
 
 
 def test_a_tail_of_the_last_word_is_not_a_new_word() -> None:
-    assert following(words(("seven", 0.0, 0.5)), words(("en", 0.3, 0.5), ("eight", 0.5, 0.9))) == words(
+    assert following(words(("seven", 0.0, 0.5)), words(("en", 0.3, 0.5), ("eight", 0.5, 0.9)), 0.5) == words(
         ("eight", 0.5, 0.9)
     )
 

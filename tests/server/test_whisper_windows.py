@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -168,7 +169,7 @@ def test_a_burst_longer_than_a_window_is_heard_in_several() -> None:
         window = hearing.window()
         ends.append(window.end_seconds)
         hearing.hear(window, [])
-    assert all(before < after for before, after in zip(ends, ends[1:], strict=False))
+    assert all(before < after for before, after in pairwise(ends))
     assert (ends[0], ends[-1]) == (8.0, 30.3)
     assert hearing.over
 
@@ -209,7 +210,7 @@ def test_no_word_is_lost_or_doubled_though_borders_tremble_and_ends_are_guessed(
     assert "".join(progress.committed for progress in said) == "".join(word.text for word in words).strip()
     timed = [word for progress in said for word in progress.words]
     assert [word.text for word in timed] == [word.text.strip() for word in words]
-    assert all(before.end <= after.start for before, after in zip(timed, timed[1:], strict=False))
+    assert all(before.end <= after.start for before, after in pairwise(timed))
     assert all(abs(found.end - word.end) <= 0.75 for found, word in zip(timed, words, strict=True))
 
 

@@ -2,7 +2,7 @@
 
 Half a second of one of six tones is a word. The encoder tells the tones apart in the spectrum, the decoder's n-th token looks at the n-th
 half second of the window (which is also how its words are timed), and says the word of the tone it finds there, the beginning of the word
-when it finds only a little of it, and the end of the text when it finds none. The token of the language and that of the task
+when it finds half of it, and the end of the text when it finds none. The token of the language and that of the task
 choose among three vocabularies. A language is detected by the first tone.
 """
 
@@ -31,7 +31,7 @@ WORDS = ("alpha", "bravo", "cobra", "delta", "echo", "fox.")
 GERMAN = ("anton", "berta", "caesar", "dora", "emil", "fritz.")
 TRANSLATED = tuple(word.upper() for word in WORDS)
 FRAGMENTS = tuple(word[:2] for word in WORDS)
-"""What is said when between a fifth and two fifths of a word are in the window."""
+"""What is said of a word of which 0.28 s are in the window. Of less than 0.24 s nothing is said, from 0.36 s on the word."""
 GERMAN_FIRST = 3
 """A window whose first tone is this one or a later one is taken for German when no language is given."""
 
@@ -114,6 +114,10 @@ def _encoder(spec: Any) -> None:
     positions = np.zeros((1500, _SIZE), np.float32)
     frame = np.arange(1500)
     positions[frame, _SLOTS.start + frame // 25] = 20.0
+    late = frame[
+        (frame % 25 >= 21) & (frame < 1475)
+    ]  # who looks for a half second that is not there, looks at the end of the last
+    positions[late, _SLOTS.start + late // 25 + 1] = 6.0
     spec.position_encodings.encodings = positions
     _norm(spec.layer_norm)
     (layer,) = spec.layer
@@ -172,12 +176,12 @@ def _projection(ids: dict[str, int]) -> Array:
         rows[[whole, german, translated], tone] = 2.0
         rows[[whole, german, translated], _ONE] = 0.0
         rows[[german, translated], _ONE] = -0.3
-        rows[part, tone], rows[part, _ONE] = 1.0, 2.5
+        rows[part, tone], rows[part, _ONE] = 1.0, 3.2
         rows[[german, translated, part], _SAID_GERMAN] = 6.0
         rows[[translated, part], _SAID_TRANSLATE] = 12.0
         rows[ids["<|de|>" if tone >= GERMAN_FIRST else "<|en|>"], tone] = 0.5
     rows[[ids["<|de|>"], ids["<|en|>"]], _ONE] = -2.0
-    rows[ids["<|endoftext|>"], [_ONE, _SAID_GERMAN, _SAID_TRANSLATE]] = 3.2, 6.0, 12.0
+    rows[ids["<|endoftext|>"], [_ONE, _SAID_GERMAN, _SAID_TRANSLATE]] = 4.2, 6.0, 12.0
     rows[:, _BALANCE] = -rows.sum(axis=1)  # so that the mean, which the norm takes away, changes nothing
     return rows
 

@@ -25,14 +25,15 @@ class Agreement:
 
     def __init__(self, delay_seconds: float) -> None:
         self.committed: list[TimedWord] = []
-        """Committed words that still lie in the window, oldest first; at least the last one of all."""
+        """Committed words that still lie in the window, oldest first."""
         self.candidates: Sequence[TimedWord] = ()
         """The words behind the committed ones, as they were understood last."""
         self._delay_seconds = delay_seconds
+        self._end_seconds = 0.0  # of all that was ever committed
 
     def advance(self, words: Sequence[TimedWord], heard_seconds: float) -> Sequence[TimedWord]:
         """The words committed now, given what was understood of audio up to ``heard_seconds``."""
-        fresh = following(self.committed, words)
+        fresh = following(self.committed, words, self._end_seconds)
         latest = heard_seconds - self._delay_seconds + ROUNDING_SECONDS
         agreed = takewhile(
             lambda pair: pair[0].text.strip() == pair[1].text.strip() and pair[0].end <= latest,
@@ -54,7 +55,7 @@ class Agreement:
 
     def forget(self, before_seconds: float) -> Sequence[TimedWord]:
         """The window begins there now: the committed words that no hypothesis will hold any more."""
-        count = sum(1 for _ in takewhile(lambda word: word.end <= before_seconds, self.committed[:-1]))
+        count = sum(1 for _ in takewhile(lambda word: word.end <= before_seconds, self.committed))
         gone, self.committed = self.committed[:count], self.committed[count:]
         return gone
 
@@ -62,27 +63,27 @@ class Agreement:
         committed = []
         for word in words:
             # borders move from one decoding to the next; the times that are given out stay in order
-            start = max(word.start, self.committed[-1].end) if self.committed else word.start
-            committed.append(TimedWord(word.text, start, max(start, word.end)))
-            self.committed.append(committed[-1])
+            start = max(word.start, self._end_seconds)
+            self._end_seconds = max(start, word.end)
+            committed.append(TimedWord(word.text, start, self._end_seconds))
+        self.committed += committed
         return committed
 
 
-def following(committed: Sequence[TimedWord], words: Sequence[TimedWord]) -> Sequence[TimedWord]:
-    """The words behind those that are committed.
+def following(committed: Sequence[TimedWord], words: Sequence[TimedWord], end_seconds: float) -> Sequence[TimedWord]:
+    """The words of a window's hypothesis that come behind the committed ones in that window, the last of which ended at ``end_seconds``.
 
     Some number of words at the start of a hypothesis are the committed ones heard again, perhaps otherwise understood. That number is taken
     which costs least: one for each word put in, left out or replaced, and one for each second between the last one's end, if there is one,
     and that of the last committed word. Words whose middle lies before that end are never taken for new ones.
     """
-    if not committed:
-        return words
-    end = committed[-1].end
-    costs = [float(cost) for cost in _changes([w.text.strip() for w in committed], [w.text.strip() for w in words])]
-    for index, word in enumerate(words, 1):
-        costs[index] += abs(word.end - end)
-    first = costs.index(min(costs))
-    while first < len(words) and (words[first].start + words[first].end) / 2 <= end - ROUNDING_SECONDS:
+    first = 0
+    if committed:
+        costs = [float(cost) for cost in _changes([w.text.strip() for w in committed], [w.text.strip() for w in words])]
+        for index, word in enumerate(words, 1):
+            costs[index] += abs(word.end - end_seconds)
+        first = costs.index(min(costs))
+    while first < len(words) and (words[first].start + words[first].end) / 2 <= end_seconds - ROUNDING_SECONDS:
         first += 1
     return words[first:]
 

@@ -174,8 +174,9 @@ class WhisperEngine:
         threads = ThreadPoolExecutor(self.settings.workers, thread_name_prefix=THREAD_NAME)
         try:
             self._model = await self.loop.run_in_executor(threads, Model.load, self.settings)
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
+        except BaseException as error:
+            # who does not want to wait for the end of the loading does not have to
+            threads.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
             raise
         self._threads = threads
 
