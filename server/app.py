@@ -122,6 +122,7 @@ def _whisper(settings: Settings) -> Engine:
                 slots=settings.whisper_slots,
                 profile=settings.whisper_profile,
                 task=settings.whisper_task,
+                language=settings.whisper_language.strip(),
                 default_delay_seconds=settings.delay_ms / 1000,
                 partial_interval_seconds=settings.whisper_interval_seconds,
                 window_seconds=settings.whisper_window_seconds,

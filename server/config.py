@@ -154,6 +154,9 @@ class Settings(BaseSettings):
     whisper_task: Literal["transcribe", "translate"] = _setting(
         "transcribe", "EARMARK_WHISPER_TASK", help="whisper: translate writes English whatever is spoken"
     )
+    whisper_language: str = _setting(
+        "", "EARMARK_WHISPER_LANGUAGE", help="whisper: language of utterances that name none; default: detected"
+    )
     whisper_interval_seconds: float = _setting(
         0.48,
         "EARMARK_WHISPER_INTERVAL_SECONDS",

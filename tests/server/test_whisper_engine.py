@@ -229,6 +229,12 @@ async def test_a_language_that_is_named_is_what_the_model_hears(checkpoint: Path
     assert listener.text == f"{GERMAN[0]} {GERMAN[5]}"
 
 
+async def test_the_language_of_the_settings_is_for_those_who_name_none(checkpoint: Path) -> None:
+    async with running(checkpoint, language="de") as engine:
+        assert (await transcribe(engine, tones("alpha", "bravo"), StreamOptions())).text == f"{GERMAN[0]} {GERMAN[1]}"
+        assert (await transcribe(engine, tones("alpha", "bravo"), ENGLISH)).text == "alpha bravo"
+
+
 @pytest.mark.parametrize(("first", "expected"), [("alpha", "alpha bravo"), ("delta", f"{GERMAN[3]} {GERMAN[1]}")])
 async def test_a_language_that_nobody_names_is_detected(checkpoint: Path, first: str, expected: str) -> None:
     async with running(checkpoint) as engine:

@@ -223,7 +223,7 @@ class WhisperEngine:
         return Wanted(
             profile=PROFILES[self.settings.profile],
             task=self.settings.task,
-            language=check_language(options.language, self._languages),
+            language=check_language(options.language or self.settings.language, self._languages),
         )
 
     def consider(self, stream: _Stream) -> None:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from server.engines.base import EngineError
 from server.engines.sphinx.settings import check_delay
+from server.engines.whisper.languages import LANGUAGES, check_language
 
 __all__ = ["PROFILES", "DecodeProfile", "Device", "ProfileName", "Task", "WhisperSettings"]
 
@@ -54,8 +55,9 @@ class WhisperSettings:
 
     A stream is decoded every ``partial_interval_seconds`` of audio, over a window that is cut once it is longer than ``window_seconds``,
     behind words that are shown, and by force at ``longest_window_seconds``. ``prompt_characters`` of the text before the window go with
-    it. A language that nobody named is detected until there is text in ``detect_seconds`` of audio. ``vad_filter`` leaves out what
-    Silero's detector takes for silence, where Whisper likes to make things up. ``backlog_seconds`` bounds the audio that waits.
+    it. ``language`` is that of streams that name none; if it is empty, it is detected until there is text in ``detect_seconds`` of
+    audio. ``vad_filter`` leaves out what Silero's detector takes for silence, where Whisper likes to make things up.
+    ``backlog_seconds`` bounds the audio that waits.
     """
 
     model: str = "small"
@@ -68,6 +70,7 @@ class WhisperSettings:
     slots: int = 0
     profile: ProfileName = "realtime"
     task: Task = "transcribe"
+    language: str = ""
     default_delay_seconds: float = 0.48
     partial_interval_seconds: float = 0.48
     window_seconds: float = 12.0
@@ -113,6 +116,7 @@ class WhisperSettings:
                 f"got {self.partial_interval_seconds!r} and {self.longest_window_seconds!r}"
             )
         check_delay(self.default_delay_seconds)
+        check_language(self.language, LANGUAGES)
 
     @property
     def slot_count(self) -> int:
