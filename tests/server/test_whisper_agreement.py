@@ -88,6 +88,12 @@ def test_a_word_that_is_repeated_is_said_twice_though_its_border_moves() -> None
     assert agreement.advance(again, 0.8) == words(("that", 0.34, 0.6))
 
 
+def test_a_word_behind_one_that_was_found_again_is_new_wherever_its_borders_are() -> None:
+    said = words(("no", 0.0, 0.3), ("no", 0.3, 0.6))
+    again = words(("no", 0.0, 0.2), ("no", 0.2, 0.45), ("no", 0.45, 0.7))
+    assert following(said, again, 0.6) == words(("no", 0.45, 0.7))
+
+
 def test_the_end_commits_what_is_left() -> None:
     agreement = Agreement(2.0)
     agreement.advance(evenly("the cat"), 1.0)

@@ -15,7 +15,7 @@ import pytest
 from server.core.events import EngineFailed, OpenSegment, SegmentDone, StreamOptions
 from server.engines.base import EngineError, EngineStream
 from server.engines.whisper.engine import THREAD_NAME, WhisperEngine
-from server.engines.whisper.settings import WhisperSettings
+from server.engines.whisper.settings import PROFILES, DecodeProfile, WhisperSettings
 from tests.listener import Listener
 from tests.server import tone_whisper
 from tests.server.tone_whisper import GERMAN, TRANSLATED, WORDS, tones
@@ -255,6 +255,27 @@ async def test_translate_reaches_the_model(checkpoint: Path) -> None:
     assert listener.text == f"{TRANSLATED[0]} {TRANSLATED[3]}"
 
 
+async def test_an_utterance_may_be_translated_while_others_are_not(checkpoint: Path) -> None:
+    async with running(checkpoint) as engine:
+        translated = await transcribe(engine, tones("alpha", "delta"), StreamOptions(language="de", task="translate"))
+        transcribed = await transcribe(engine, tones("alpha", "delta"), StreamOptions(language="de"))
+    assert translated.text == f"{TRANSLATED[0]} {TRANSLATED[3]}"
+    assert transcribed.text == f"{GERMAN[0]} {GERMAN[3]}"
+
+
+async def test_profile_and_temperature_of_the_utterance_reach_the_model(
+    checkpoint: Path, recording: type[Recording]
+) -> None:
+    profiles = {**PROFILES, "mine": DecodeProfile(beam_size=3, best_of=2, no_speech_threshold=0.3)}
+    async with running(checkpoint, profiles=profiles) as engine:
+        await transcribe(engine, tones("alpha"), StreamOptions(language="en", profile="mine", temperature=0.2))
+        asked = recording.asked[-1]
+        assert (asked["beam_size"], asked["best_of"], asked["no_speech_threshold"]) == (3, 2, 0.3)
+        assert asked["temperature"] == 0.2
+        await transcribe(engine, tones("alpha"))
+        assert (recording.asked[-1]["beam_size"], recording.asked[-1]["temperature"]) == (1, 0.0)
+
+
 @pytest.mark.parametrize(("profile", "beam"), [("realtime", 1), ("accurate", 5)])
 async def test_the_profile_reaches_the_model(
     checkpoint: Path, recording: type[Recording], profile: str, beam: int
@@ -284,16 +305,24 @@ async def test_text_before_the_window_goes_with_it(checkpoint: Path, recording: 
 async def test_an_english_model_hears_english(english_checkpoint: Path) -> None:
     async with running(english_checkpoint) as engine:
         assert engine.info.languages == ("en",)
-        _, listener = begin(engine, 3, StreamOptions(language="de"))
-        failed = await listener.end()
-    assert isinstance(failed, EngineFailed)
-    assert (failed.segment, failed.code) == (3, "processing_error")
-    assert "English only" in failed.message
+        for options in (StreamOptions(language="de"), StreamOptions(task="translate")):
+            _, listener = begin(engine, 3, options)
+            failed = await listener.end()
+            assert isinstance(failed, EngineFailed)
+            assert (failed.segment, failed.code) == (3, "processing_error")
+            assert "English only" in failed.message
+    assert "cannot translate" in await refusal(model=str(english_checkpoint), task="translate", compute_type="float32")
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [(StreamOptions(language="klingon"), "100 languages"), (StreamOptions(delay_seconds=0.1), "multiple of 0.08")],
+    [
+        (StreamOptions(language="klingon"), "100 languages"),
+        (StreamOptions(delay_seconds=0.1), "multiple of 0.08"),
+        (StreamOptions(task="answer"), "one of transcribe, translate, got 'answer'"),
+        (StreamOptions(profile="fast"), "one of realtime, accurate, got 'fast'"),
+        (StreamOptions(temperature=2.5), "temperature must be in 0..2, got 2.5"),
+    ],
 )
 async def test_what_it_cannot_do_is_said_through_the_sink(checkpoint: Path, options: StreamOptions, told: str) -> None:
     async with running(checkpoint) as engine:

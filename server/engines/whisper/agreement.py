@@ -75,7 +75,8 @@ def following(committed: Sequence[TimedWord], words: Sequence[TimedWord], end_se
 
     Some number of words at the start of a hypothesis are the committed ones heard again, perhaps otherwise understood. That number is taken
     which costs least: one for each word put in, left out or replaced, and one for each second between the last one's end, if there is one,
-    and that of the last committed word. Words whose middle lies before that end are never taken for new ones.
+    and that of the last committed word. Unless that word itself was found again, times have to tell: words whose middle lies before its
+    end are no new ones.
     """
     first = 0
     if committed:
@@ -83,6 +84,8 @@ def following(committed: Sequence[TimedWord], words: Sequence[TimedWord], end_se
         for index, word in enumerate(words, 1):
             costs[index] += abs(word.end - end_seconds)
         first = costs.index(min(costs))
+        if first and words[first - 1].text.strip() == committed[-1].text.strip():
+            return words[first:]
     while first < len(words) and (words[first].start + words[first].end) / 2 <= end_seconds - ROUNDING_SECONDS:
         first += 1
     return words[first:]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 from server.core.events import EngineEvent, EngineFailed, Heard, OpenSegment, SegmentDone, StreamOptions, Usage
-from server.engines.base import EngineError, EngineInfo, EngineStream, Sink
+from server.engines.base import MOST_TEMPERATURE, EngineError, EngineInfo, EngineStream, Sink
 from server.engines.sphinx.settings import DELAY_STEP_SECONDS, MAX_DELAY_SECONDS, check_delay
 from server.engines.whisper.hearing import Hearing, Progress, Window
 from server.engines.whisper.languages import LANGUAGES, check_language
-from server.engines.whisper.model import Decoded, Model, Wanted
+from server.engines.whisper.model import Decoded, Model, Wanted, check_task
 from server.engines.whisper.settings import PROFILES, WhisperSettings
 from server.engines.whisper.turns import Turns
 
@@ -197,16 +198,18 @@ class WhisperEngine:
         """Hear a segment; fails through ``sink`` when all slots are taken."""
         settings, options = self.settings, segment.options
         problem = None
-        delay_seconds, wanted = settings.default_delay_seconds, self._wanted(StreamOptions())
+        delay_seconds, wanted = settings.default_delay_seconds, Wanted(PROFILES["realtime"], "transcribe", None)
         try:
+            if self._model is None:
+                raise EngineError(STOPPED)
             if options.delay_seconds is not None:
                 delay_seconds = check_delay(options.delay_seconds) * DELAY_STEP_SECONDS
             wanted = self._wanted(options)
         except EngineError as error:
             problem = str(error)
         stream = _Stream(self, segment.segment, Hearing(settings, delay_seconds), wanted, sink)
-        if problem is not None or self._model is None:
-            stream.fail("processing_error", problem or STOPPED)
+        if problem is not None:
+            stream.fail("processing_error", problem)
         elif len(self._streams) >= settings.slot_count:
             self._refused += 1
             stream.fail("overloaded", f"all {settings.slot_count} slots of the recogniser are taken")
@@ -215,16 +218,24 @@ class WhisperEngine:
         return stream
 
     def _wanted(self, options: StreamOptions) -> Wanted:
-        """What the options ask of the decoder.
+        """What the options ask of the decoder; the settings stand in for what they do not say.
 
         Raises:
-            EngineError: the model does not know the language.
+            EngineError: the model cannot do that.
         """
-        return Wanted(
-            profile=PROFILES[self.settings.profile],
-            task=self.settings.task,
-            language=check_language(options.language or self.settings.language, self._languages),
-        )
+        settings = self.settings
+        name = options.profile or settings.profile
+        profile = settings.profiles.get(name)
+        if profile is None:
+            raise EngineError(f"profile must be one of {', '.join(settings.profiles)}, got {name!r}")
+        if not 0 <= options.temperature <= MOST_TEMPERATURE:
+            raise EngineError(f"temperature must be in 0..{MOST_TEMPERATURE:g}, got {options.temperature!r}")
+        if options.temperature:
+            profile = replace(profile, temperature=options.temperature)
+        task = settings.task if options.task == "transcribe" else options.task
+        translates = self._model is not None and self._model.translates
+        language = check_language(options.language or settings.language, self._languages)
+        return Wanted(profile, check_task(task, translates=translates), language)
 
     def consider(self, stream: _Stream) -> None:
         """Something about the stream has changed: it may have to be decoded, or be done."""

@@ -18,7 +18,7 @@ from server.engines.whisper.settings import DecodeProfile, Task, WhisperSettings
 from wire.pcm import bytes_of
 from wire.words import TimedWord
 
-__all__ = ["Decoded", "Model", "Wanted"]
+__all__ = ["Decoded", "Model", "Wanted", "check_task"]
 
 MOST_NEW_TOKENS = 220
 """Whisper has room for 448 tokens, of which the text before the window may take half."""
@@ -48,6 +48,7 @@ class Model:
 
     def __init__(self, model: Any, settings: WhisperSettings) -> None:
         self.languages: tuple[str, ...] = LANGUAGES if model.model.is_multilingual else ("en",)
+        self.translates = bool(model.model.is_multilingual)
         self._model = model
         self._vad_filter = settings.vad_filter
 
@@ -82,6 +83,7 @@ class Model:
                 local_files_only=True,
             )
             model = cls(loaded, settings)
+            check_task(settings.task, translates=model.translates)
             profile = DecodeProfile()
             model.decode(bytes(bytes_of(1.0)), "", Wanted(profile, settings.task, "en"))
         except (OSError, RuntimeError, ValueError) as error:
@@ -127,6 +129,25 @@ class Model:
         words = () if first is None or first.words is None else tuple(_word(word) for word in first.words)
         seconds = time.perf_counter() - began
         return Decoded(words, str(info.language), float(info.language_probability), seconds)
+
+
+def check_task(task: str, *, translates: bool) -> Task:
+    """The task, if the model can do it.
+
+    Raises:
+        EngineError: it cannot, or nobody can.
+    """
+    match task:
+        case "transcribe":
+            return "transcribe"
+        case "translate":
+            if translates:
+                return "translate"
+            raise EngineError(
+                "this Whisper model hears English only and cannot translate; load one whose name does not end in .en"
+            )
+        case _:
+            raise EngineError(f"task must be one of transcribe, translate, got {task!r}")
 
 
 def _word(word: Any) -> TimedWord:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from server.engines.base import EngineError
 from server.engines.sphinx.settings import check_delay
 from server.engines.whisper.languages import LANGUAGES, check_language
 
-__all__ = ["PROFILES", "DecodeProfile", "Device", "ProfileName", "Task", "WhisperSettings"]
+__all__ = ["PROFILES", "DecodeProfile", "Device", "Task", "WhisperSettings"]
 
-ProfileName = Literal["realtime", "accurate"]
 Task = Literal["transcribe", "translate"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -38,7 +37,7 @@ class DecodeProfile:
     log_prob_threshold: float = -1.0
 
 
-PROFILES: Mapping[ProfileName, DecodeProfile] = {
+PROFILES: Mapping[str, DecodeProfile] = {
     "realtime": DecodeProfile(),
     "accurate": DecodeProfile(beam_size=5, best_of=5),
 }
@@ -51,7 +50,8 @@ class WhisperSettings:
     ``model`` is the folder of a model converted for CTranslate2, a size that faster-whisper knows ("small") or a repository of the
     hub; the last two are fetched to ``model_dir`` (empty: the hub's cache) unless ``download`` is off. ``compute_type`` auto is int8 on
     a CPU and float16 on CUDA. ``cpu_threads`` belong to each of the ``workers``, which decode at the same time; 0 leaves their number to
-    CTranslate2. ``slots`` streams are heard at once, one more is refused; 0 takes 8 per worker.
+    CTranslate2. ``slots`` streams are heard at once, one more is refused; 0 takes 8 per worker. ``profiles`` are what streams may choose
+    from, by name; ``profile`` is for those that do not choose. With the ``task`` translate, all are translated into English.
 
     A stream is decoded every ``partial_interval_seconds`` of audio, over a window that is cut once it is longer than ``window_seconds``,
     behind words that are shown, and by force at ``longest_window_seconds``. ``prompt_characters`` of the text before the window go with
@@ -68,7 +68,8 @@ class WhisperSettings:
     cpu_threads: int = 0
     workers: int = 1
     slots: int = 0
-    profile: ProfileName = "realtime"
+    profile: str = "realtime"
+    profiles: Mapping[str, DecodeProfile] = field(default_factory=lambda: PROFILES)
     task: Task = "transcribe"
     language: str = ""
     default_delay_seconds: float = 0.48
@@ -91,7 +92,7 @@ class WhisperSettings:
                 "whisper model must be a folder, a size such as small, or a repository of the hub, got nothing"
             )
         for name, value, choices in (
-            ("profile", self.profile, get_args(ProfileName)),
+            ("profile", self.profile, tuple(self.profiles)),
             ("task", self.task, get_args(Task)),
             ("device", self.device, get_args(Device)),
         ):
