@@ -181,9 +181,10 @@ async def test_a_segment_without_audio_or_with_less_than_a_step_ends_too(checkpo
 
 
 @pytest.mark.parametrize("vad_filter", [False, True])
-async def test_nothing_is_heard_in_silence(checkpoint: Path, vad_filter: bool) -> None:
+@pytest.mark.parametrize("language", [None, "en"])
+async def test_nothing_is_heard_in_silence(checkpoint: Path, vad_filter: bool, language: str | None) -> None:
     async with running(checkpoint, vad_filter=vad_filter) as engine:
-        listener = await transcribe(engine, ONE_SECOND * 3)
+        listener = await transcribe(engine, ONE_SECOND * 3, StreamOptions(language=language))
     assert listener.text == ""
     assert listener.said[-1].audio_seconds == 3.0
 
