@@ -47,7 +47,14 @@ def _no_thread_is_left() -> Iterator[None]:
 @asynccontextmanager
 async def running(checkpoint: Path, **settings: Any) -> AsyncIterator[WhisperEngine]:
     """An engine of one thread, without what the tones are not made for: text before the window, detection of voices."""
-    given = {"device": "cpu", "compute_type": "float32", "cpu_threads": 1, "prompt_characters": 0, "vad_filter": False}
+    given = {
+        "device": "cpu",
+        "compute_type": "float32",
+        "cpu_threads": 1,
+        "prompt_characters": 0,
+        "vad_filter": False,
+        "ahead_seconds": 0.0,
+    }
     engine = WhisperEngine(WhisperSettings(model=str(checkpoint), **{**given, **settings}))
     await engine.start()
     try:
@@ -194,7 +201,7 @@ async def test_eight_streams_at_once_all_end_with_their_own_text(checkpoint: Pat
         assert engine.info.slots == 16
         texts = [LONG[number : number + 6] for number in range(8)]
         heard = await asyncio.gather(*(transcribe(engine, tones(*text)) for text in texts))
-        assert engine.metrics()["busy_slots"] == engine.metrics()["waiting"] == engine.metrics()["decoding"] == 0
+        assert engine.metrics()["busy_slots"] == engine.metrics()["queued"] == engine.metrics()["decoding"] == 0
     assert [listener.text for listener in heard] == [" ".join(text) for text in texts]
 
 
@@ -341,16 +348,52 @@ async def test_what_it_cannot_do_is_said_through_the_sink(checkpoint: Path, opti
 # ---- limits and ends
 
 
-async def test_more_streams_than_slots_are_refused_until_one_ends(checkpoint: Path) -> None:
+async def test_streams_beyond_the_slots_wait_and_as_many_beyond_that_are_refused(checkpoint: Path) -> None:
     async with running(checkpoint, slots=1) as engine:
-        stream, _ = begin(engine, 1)
-        _, refused = begin(engine, 2)
+        first, _ = begin(engine, 1)
+        waiting, waiting_listener = begin(engine, 2)
+        waiting.feed(tones("bravo"))
+        waiting.finish()
+        _, refused = begin(engine, 3)
         failed = await refused.end()
         assert isinstance(failed, EngineFailed)
-        assert (failed.segment, failed.code) == (2, "overloaded")
-        assert engine.metrics()["refused"] == engine.metrics()["busy_slots"] == 1
-        stream.abort()
+        assert (failed.segment, failed.code) == (3, "overloaded")
+        metrics = engine.metrics()
+        assert (metrics["busy_slots"], metrics["waiting"], metrics["refused"], metrics["decoding"]) == (1, 1, 1, 0)
+        first.abort()
+        assert isinstance(await waiting_listener.end(), SegmentDone)
+        assert waiting_listener.text == "bravo"
         assert (await transcribe(engine, tones("echo"))).text == "echo"
+
+
+async def test_who_waits_for_a_slot_may_leave(checkpoint: Path) -> None:
+    async with running(checkpoint, slots=1) as engine:
+        first, first_listener = begin(engine, 1)
+        waiting, waiting_listener = begin(engine, 2)
+        waiting.feed(tones("bravo"))
+        waiting.abort()
+        assert engine.metrics()["waiting"] == 0
+        first.feed(tones("alpha"))
+        first.finish()
+        assert isinstance(await first_listener.end(), SegmentDone)
+    assert waiting_listener.events == []
+
+
+async def test_a_burst_is_decoded_in_few_large_windows(checkpoint: Path, recording: type[Recording]) -> None:
+    async with running(checkpoint, ahead_seconds=20.0) as engine:
+        stream, listener = begin(engine)
+        pcm = tones(*LONG)
+        for at in range(0, len(pcm), bytes_of(0.5)):  # as much ahead as a session goes
+            stream.feed(pcm[at : at + bytes_of(0.5)])
+            await listener.heard(at / bytes_of(1.0) - 2.0)
+        stream.finish()
+        assert isinstance(await listener.end(), SegmentDone)
+    assert listener.text == " ".join(LONG)
+    assert len(recording.asked) < 10  # 15 s at 0.48 s each would be 31
+    heard = [event.audio_seconds for event in listener.said]
+    assert heard == sorted(heard)
+    for event in listener.said:
+        assert all(word.end <= (event.transcribed_seconds or event.audio_seconds) for word in event.words)
 
 
 async def test_audio_that_nobody_hears_is_bounded(checkpoint: Path) -> None:
@@ -369,10 +412,10 @@ async def test_an_aborted_stream_is_silent_and_makes_room(checkpoint: Path) -> N
         decoded.feed(tones(*LONG[:10]))
         waiting, waiting_listener = begin(engine, 2)
         waiting.feed(tones(*LONG[:10]))
-        assert (engine.metrics()["decoding"], engine.metrics()["waiting"]) == (1, 1)
+        assert (engine.metrics()["decoding"], engine.metrics()["queued"]) == (1, 1)
         decoded.abort()
         waiting.abort()
-        assert (engine.metrics()["busy_slots"], engine.metrics()["waiting"]) == (0, 0)
+        assert (engine.metrics()["busy_slots"], engine.metrics()["queued"]) == (0, 0)
         assert (await transcribe(engine, tones("echo"))).text == "echo"
         assert (
             engine.metrics()["decodes"] == 2 + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 
 STOPPED = "the recogniser is stopped"
 THREAD_NAME = "whisper"
+BURST_SECONDS = 1.0
+"""A stream so far ahead of its own clock is no live one."""
+TOLD_SECONDS = 0.4
 
 
 class _Stream:
@@ -31,12 +35,15 @@ class _Stream:
     def __init__(self, engine: WhisperEngine, segment: int, hearing: Hearing, wanted: Wanted, sink: Sink) -> None:
         self.hearing = hearing
         self.wanted = wanted
+        self.admitted = False
         self.decoding = False
         self.ended = False
         self._engine = engine
         self._segment = segment
         self._sink: Sink | None = sink
         self._words = 0
+        self._begun_at: float | None = None
+        self._told_seconds = 0.0  # audio that counts as heard
 
     # ---- what the session asks
 
@@ -45,12 +52,15 @@ class _Stream:
             return
         if self.hearing.finishing:
             raise RuntimeError("audio after finish")
+        if self._begun_at is None:
+            self._begun_at = self._engine.loop.time()
         self.hearing.add(pcm)
         limit = self._engine.settings.backlog_seconds
-        if self.hearing.waiting_seconds > limit:
+        if self.hearing.end_seconds - self.hearing.heard_seconds > limit:
             self.fail("overloaded", f"more than {limit:g} s of audio wait to be heard")
-        else:
-            self._engine.consider(self)
+            return
+        self._take_burst(self._begun_at)
+        self._engine.consider(self)
 
     def finish(self) -> None:
         if not self.ended:
@@ -90,9 +100,21 @@ class _Stream:
         if window.end_seconds - window.start_seconds >= self._engine.settings.detect_seconds:
             self.wanted = Wanted(self.wanted.profile, self.wanted.task, decoded.language)
 
+    def _take_burst(self, begun_at: float) -> None:
+        """Ask for more of a recording that is sent faster than it lasts: a large window costs little more than a small one."""
+        fed, heard = self.hearing.end_seconds, self.hearing.heard_seconds
+        told = min(fed, heard + self._engine.settings.ahead_seconds)
+        burst = fed - (self._engine.loop.time() - begun_at) > BURST_SECONDS
+        if self.admitted and burst and told - self._told_seconds >= TOLD_SECONDS:
+            self._told_seconds = told
+            self._tell(Heard(self._segment, told, "", self.hearing.tentative, transcribed_seconds=heard))
+
     def _progress(self, said: Progress) -> None:
         self._words += len(said.words)
-        self._tell(Heard(self._segment, said.audio_seconds, said.committed, said.tentative, said.words))
+        heard = said.audio_seconds
+        self._told_seconds = max(self._told_seconds, heard)
+        transcribed = heard if heard < self._told_seconds else None
+        self._tell(Heard(self._segment, self._told_seconds, said.committed, said.tentative, said.words, transcribed))
 
     def _end(self) -> None:
         if not self.ended:
@@ -122,7 +144,8 @@ class WhisperEngine:
         self.forced_cuts = 0
         self._model: Model | None = None
         self._threads: ThreadPoolExecutor | None = None
-        self._streams: set[_Stream] = set()
+        self._streams: set[_Stream] = set()  # that have a slot
+        self._waiting: deque[_Stream] = deque()  # for one
         self._turns: Turns[_Stream] = Turns()
         self._running: set[asyncio.Future[Decoded]] = set()
         self._decodes = 0
@@ -153,7 +176,8 @@ class WhisperEngine:
     def metrics(self) -> dict[str, float]:
         return {
             "busy_slots": len(self._streams),
-            "waiting": len(self._turns),
+            "waiting": len(self._waiting),
+            "queued": len(self._turns),
             "decoding": len(self._running),
             "decodes": self._decodes,
             "last_decodes": self._last_decodes,
@@ -184,7 +208,7 @@ class WhisperEngine:
     async def stop(self) -> None:
         """Let the decodings under way end, and all threads; streams still under way fail."""
         self._model = None
-        for stream in list(self._streams):
+        for stream in [*self._waiting, *self._streams]:
             stream.fail("processing_error", STOPPED)
         if self._running:
             await asyncio.wait(self._running)
@@ -195,7 +219,7 @@ class WhisperEngine:
     # ---- streams
 
     def open(self, segment: OpenSegment, sink: Sink) -> EngineStream:
-        """Hear a segment; fails through ``sink`` when all slots are taken."""
+        """Hear a segment as soon as a slot is free; fails through ``sink`` when as many as there are slots wait already."""
         settings, options = self.settings, segment.options
         problem = None
         delay_seconds, wanted = settings.default_delay_seconds, Wanted(PROFILES["realtime"], "transcribe", None)
@@ -210,11 +234,15 @@ class WhisperEngine:
         stream = _Stream(self, segment.segment, Hearing(settings, delay_seconds), wanted, sink)
         if problem is not None:
             stream.fail("processing_error", problem)
-        elif len(self._streams) >= settings.slot_count:
+        elif len(self._waiting) >= settings.slot_count:
             self._refused += 1
-            stream.fail("overloaded", f"all {settings.slot_count} slots of the recogniser are taken")
+            slots = settings.slot_count
+            stream.fail(
+                "overloaded", f"all {slots} slots of the recogniser are taken and {slots} segments wait already"
+            )
         else:
-            self._streams.add(stream)
+            self._waiting.append(stream)
+            self._admit()
         return stream
 
     def _wanted(self, options: StreamOptions) -> Wanted:
@@ -239,7 +267,7 @@ class WhisperEngine:
 
     def consider(self, stream: _Stream) -> None:
         """Something about the stream has changed: it may have to be decoded, or be done."""
-        if stream.ended or stream.decoding:
+        if stream.ended or stream.decoding or not stream.admitted:
             return
         if stream.hearing.due:
             self._turns.ask(stream, last=stream.hearing.finishing)
@@ -251,6 +279,17 @@ class WhisperEngine:
         """The stream is at its end. A decoding of it that is under way is not waited for, nor is its result."""
         self._streams.discard(stream)
         self._turns.leave(stream)
+        if stream in self._waiting:
+            self._waiting.remove(stream)
+        self._admit()
+
+    def _admit(self) -> None:
+        """Give free slots to those who wait for one, in the order of their coming."""
+        while self._waiting and len(self._streams) < self.settings.slot_count:
+            stream = self._waiting.popleft()
+            stream.admitted = True
+            self._streams.add(stream)
+            self.consider(stream)
 
     def _dispatch(self) -> None:
         """Give free threads to those who wait."""

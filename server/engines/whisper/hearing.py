@@ -57,9 +57,15 @@ class Hearing:
         self._before = ""  # the newest text that lies before the window
 
     @property
-    def waiting_seconds(self) -> float:
-        """Audio that no window has reached yet."""
-        return seconds_of(self._end_bytes - self._heard_bytes)
+    def end_seconds(self) -> float:
+        """How much audio has come in."""
+        return seconds_of(self._end_bytes)
+
+    @property
+    def tentative(self) -> str:
+        """The text behind what is committed, as it was understood last."""
+        text = _joined(self._agreement.candidates)
+        return text if self._said_any else text.lstrip()
 
     @property
     def due(self) -> bool:
@@ -136,13 +142,12 @@ class Hearing:
         return min(end, self._start_bytes + self._longest_bytes)
 
     def _progress(self, committed: Sequence[TimedWord]) -> Progress:
-        text, rest = _joined(committed), _joined(self._agreement.candidates)
+        text = _joined(committed)
         if not self._said_any:
             text = text.lstrip()
-            rest = rest if text else rest.lstrip()
         self._said_any = self._said_any or bool(text)
         words = tuple(TimedWord(word.text.strip(), round(word.start, 3), round(word.end, 3)) for word in committed)
-        return Progress(self.heard_seconds, text, rest, words)
+        return Progress(self.heard_seconds, text, self.tentative, words)
 
 
 def _moved(word: TimedWord, window: Window) -> TimedWord:

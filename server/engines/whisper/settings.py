@@ -50,14 +50,15 @@ class WhisperSettings:
     ``model`` is the folder of a model converted for CTranslate2, a size that faster-whisper knows ("small") or a repository of the
     hub; the last two are fetched to ``model_dir`` (empty: the hub's cache) unless ``download`` is off. ``compute_type`` auto is int8 on
     a CPU and float16 on CUDA. ``cpu_threads`` belong to each of the ``workers``, which decode at the same time; 0 leaves their number to
-    CTranslate2. ``slots`` streams are heard at once, one more is refused; 0 takes 8 per worker. ``profiles`` are what streams may choose
+    CTranslate2. ``slots`` streams are heard at once, as many more wait; 0 takes 8 per worker. ``profiles`` are what streams may choose
     from, by name; ``profile`` is for those that do not choose. With the ``task`` translate, all are translated into English.
 
     A stream is decoded every ``partial_interval_seconds`` of audio, over a window that is cut once it is longer than ``window_seconds``,
     behind words that are shown, and by force at ``longest_window_seconds``. ``prompt_characters`` of the text before the window go with
     it. ``language`` is that of streams that name none; if it is empty, it is detected until there is text in ``detect_seconds`` of
     audio. ``vad_filter`` leaves out what Silero's detector takes for silence, where Whisper likes to make things up.
-    ``backlog_seconds`` bounds the audio that waits.
+    ``backlog_seconds`` bounds the audio that waits. Of audio that comes faster than it is spoken ``ahead_seconds`` count as heard before
+    they are decoded, so that they are decoded in few large windows.
     """
 
     model: str = "small"
@@ -80,6 +81,7 @@ class WhisperSettings:
     detect_seconds: float = 3.0
     vad_filter: bool = True
     backlog_seconds: float = 60.0
+    ahead_seconds: float = 20.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the setting.
@@ -108,6 +110,7 @@ class WhisperSettings:
             ("prompt_characters", self.prompt_characters, 0, 1000),
             ("detect_seconds", self.detect_seconds, 0.0, LONGEST_WINDOW_SECONDS),
             ("backlog_seconds", self.backlog_seconds, 1.0, 3600.0),
+            ("ahead_seconds", self.ahead_seconds, 0.0, 0.5 * self.backlog_seconds),
         ):
             if not least <= number <= most:
                 raise EngineError(f"whisper {name} must be from {least:g} to {most:g}, got {number!r}")
