@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from server.building import build_engine
+from server.config import Settings, environment_names, read
 from server.engines.base import EngineError
+from server.engines.whisper.engine import WhisperEngine
 from server.engines.whisper.languages import LANGUAGES, check_language
 from server.engines.whisper.settings import PROFILES, WhisperSettings
 
@@ -70,3 +73,61 @@ def test_a_language_that_the_model_does_not_know_is_refused() -> None:
         check_language("xx", LANGUAGES)
     with pytest.raises(EngineError, match="English only, not 'de'"):
         check_language("de", ("en",))
+
+
+@pytest.fixture
+def _no_settings_of_whoever_runs_this(monkeypatch: pytest.MonkeyPatch) -> None:
+    for field in Settings.model_fields:
+        for name in environment_names(field):
+            monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("_no_settings_of_whoever_runs_this")
+def test_every_flag_reaches_the_engine() -> None:
+    flags = {
+        "model": "tiny.en",
+        "model-dir": "/models",
+        "device": "cpu",
+        "compute-type": " Float32 ",
+        "cpu-threads": "3",
+        "workers": "2",
+        "slots": "5",
+        "profile": "accurate",
+        "task": "translate",
+        "language": " ko ",
+        "interval-seconds": "1",
+        "window-seconds": "20",
+        "prompt-characters": "7",
+    }
+    given = [f"--whisper-{name}={value}" for name, value in flags.items()]
+    settings = read(
+        ["--engine", "whisper", "--delay-ms", "960", "--no-whisper-vad", "--no-whisper-download", *given], {}
+    )
+    engine, reason = build_engine(settings)
+    assert isinstance(engine, WhisperEngine)
+    assert reason == "asked for"
+    assert engine.settings == WhisperSettings(
+        model="tiny.en",
+        model_dir="/models",
+        download=False,
+        device="cpu",
+        compute_type="float32",
+        cpu_threads=3,
+        workers=2,
+        slots=5,
+        profile="accurate",
+        task="translate",
+        language="ko",
+        default_delay_seconds=0.96,
+        partial_interval_seconds=1.0,
+        window_seconds=20.0,
+        prompt_characters=7,
+        vad_filter=False,
+    )
+
+
+@pytest.mark.usefixtures("_no_settings_of_whoever_runs_this")
+def test_without_flags_the_engine_has_its_own_defaults() -> None:
+    engine, _ = build_engine(read(["--engine", "whisper"], {}))
+    assert isinstance(engine, WhisperEngine)
+    assert engine.settings == WhisperSettings()

@@ -124,6 +124,15 @@ def test_a_segment_without_audio_is_over_at_once() -> None:
     assert hearing.over
 
 
+def test_words_of_languages_without_spaces_keep_together() -> None:
+    hearing = Hearing(SETTINGS, 0.0)
+    said = [TimedWord(text, n * 0.5, n * 0.5 + 0.5) for n, text in enumerate("你好世界")]
+    told = feed(hearing, 2.0, lambda window: [word for word in said if word.end <= window.end_seconds], finish=True)
+    assert [progress.committed for progress in told] == ["", "你", "好", "世界", ""]
+    assert [progress.tentative for progress in told] == ["你", "好", "世", "", ""]
+    assert [word.text for progress in told for word in progress.words] == ["你", "好", "世", "界"]
+
+
 def test_text_before_the_window_goes_with_it() -> None:
     hearing = Hearing(SETTINGS, 0.0)
     text = evenly("one two. three four five six seven eight nine")
