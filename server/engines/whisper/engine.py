@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 STOPPED = "the recogniser is stopped"
 THREAD_NAME = "whisper"
-BURST_SECONDS = 1.0
-"""A stream so far ahead of its own clock is no live one."""
+LATE_SECONDS = 1.0
+"""A stream with so much audio that no window has reached is a burst, or there are too many streams."""
 TOLD_SECONDS = 0.4
 
 
@@ -42,7 +42,6 @@ class _Stream:
         self._segment = segment
         self._sink: Sink | None = sink
         self._words = 0
-        self._begun_at: float | None = None
         self._told_seconds = 0.0  # audio that counts as heard
 
     # ---- what the session asks
@@ -52,14 +51,12 @@ class _Stream:
             return
         if self.hearing.finishing:
             raise RuntimeError("audio after finish")
-        if self._begun_at is None:
-            self._begun_at = self._engine.loop.time()
         self.hearing.add(pcm)
         limit = self._engine.settings.backlog_seconds
         if self.hearing.end_seconds - self.hearing.heard_seconds > limit:
             self.fail("overloaded", f"more than {limit:g} s of audio wait to be heard")
             return
-        self._take_burst(self._begun_at)
+        self._take_ahead()
         self._engine.consider(self)
 
     def finish(self) -> None:
@@ -100,12 +97,11 @@ class _Stream:
         if window.end_seconds - window.start_seconds >= self._engine.settings.detect_seconds:
             self.wanted = Wanted(self.wanted.profile, self.wanted.task, decoded.language)
 
-    def _take_burst(self, begun_at: float) -> None:
-        """Ask for more of a recording that is sent faster than it lasts: a large window costs little more than a small one."""
+    def _take_ahead(self) -> None:
+        """Ask for more where audio waits: the next window takes in all of it, and a large one costs little more than a small one."""
         fed, heard = self.hearing.end_seconds, self.hearing.heard_seconds
         told = min(fed, heard + self._engine.settings.ahead_seconds)
-        burst = fed - (self._engine.loop.time() - begun_at) > BURST_SECONDS
-        if self.admitted and burst and told - self._told_seconds >= TOLD_SECONDS:
+        if self.admitted and fed - heard > LATE_SECONDS and told - self._told_seconds >= TOLD_SECONDS:
             self._told_seconds = told
             self._tell(Heard(self._segment, told, "", self.hearing.tentative, transcribed_seconds=heard))
 

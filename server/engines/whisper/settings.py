@@ -57,8 +57,8 @@ class WhisperSettings:
     behind words that are shown, and by force at ``longest_window_seconds``. ``prompt_characters`` of the text before the window go with
     it. ``language`` is that of streams that name none; if it is empty, it is detected until there is text in ``detect_seconds`` of
     audio. ``vad_filter`` leaves out what Silero's detector takes for silence, where Whisper likes to make things up.
-    ``backlog_seconds`` bounds the audio that waits. Of audio that comes faster than it is spoken ``ahead_seconds`` count as heard before
-    they are decoded, so that they are decoded in few large windows.
+    ``backlog_seconds`` bounds the audio that waits. Where more than a second of it waits, ``ahead_seconds`` count as heard before they
+    are decoded, so that bursts and late streams are caught up in few large windows.
     """
 
     model: str = "small"
