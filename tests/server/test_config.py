@@ -196,11 +196,16 @@ BAD = {
     "max_queued_seconds": ["0", "-1", "abc", "inf", "nan"],
     "park_seconds": ["0", "-1", "abc", "inf"],
     "unlimited": ["perhaps"],
+    "openai_max_file_mb": ["many", "1.5", "nan"],
+    "openai_max_audio_seconds": ["long", "nan", "inf"],
+    "openai_timeout_seconds": ["long", "nan", "inf"],
+    "openai_max_requests": ["all", "1.5"],
     "drain_seconds": ["-1", "abc", "inf", "nan"],
     "log_level": ["loud", "notset"],
     "log_format": ["xml"],
 }
 ANY_TEXT = {"host", "api_key", "api_keys", "model_id", "served_model_name", "script", "backends", "backend_api_key"}
+ANY_TEXT |= {"openai_aliases"}
 ANY_TEXT |= {"trusted_proxies"}  # names are looked up when the server is put together
 ANY_TEXT |= {"model_dir", "compilation_config"}  # read by the vllm engine, which complains itself
 ANY_TEXT |= {"whisper_model", "whisper_model_dir", "whisper_compute_type", "whisper_language"}  # likewise
