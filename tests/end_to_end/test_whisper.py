@@ -8,11 +8,13 @@ import subprocess
 from itertools import pairwise
 from pathlib import Path
 
+import httpx
 import pytest
 
+from server.engines.recordings import wav_of
 from tests.end_to_end.clients import realtime, text_of, yap
 from tests.end_to_end.conftest import Serve
-from tests.end_to_end.running_server import ROOT, RunningServer, clean_environment, command
+from tests.end_to_end.running_server import KEY, ROOT, RunningServer, clean_environment, command
 from tests.server import tone_whisper
 from tests.server.tone_whisper import GERMAN, WORDS, tones
 
@@ -53,6 +55,22 @@ async def test_the_same_audio_gives_the_same_right_text_twice(server: RunningSer
     words = frames[0][-2]["payload"]["words"]
     assert [word["text"] for word in words] == SAID
     assert all(before["end"] <= after["start"] for before, after in pairwise(words))
+
+
+async def test_an_uploaded_file_is_heard_with_words_and_times(serve: Serve, checkpoint: Path) -> None:
+    uploads = serve(*options(checkpoint, "--surfaces", "yap,openai"), engine="whisper")
+    async with httpx.AsyncClient(timeout=60.0) as client:
+        answer = await client.post(
+            f"http://127.0.0.1:{uploads.port}/v1/audio/transcriptions",
+            headers={"Authorization": f"Bearer {KEY}"},
+            files={"file": ("said.wav", wav_of(tones(*SAID)), "audio/wav")},
+            data={"model": "tones", "response_format": "verbose_json", "timestamp_granularities[]": "word"},
+        )
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert told["text"] == " ".join(SAID)
+    assert [word["word"] for word in told["words"]] == SAID
+    assert uploads.metric("earmark_engine", figure="decodes") < 10  # not one for each half second of 15
 
 
 async def test_text_comes_while_somebody_speaks(server: RunningServer) -> None:
