@@ -379,6 +379,21 @@ async def test_who_waits_for_a_slot_may_leave(checkpoint: Path) -> None:
     assert waiting_listener.events == []
 
 
+async def test_audio_counts_as_heard_before_a_long_interval_is_full(checkpoint: Path) -> None:
+    async with running(checkpoint, slots=1, partial_interval_seconds=4.0, ahead_seconds=20.0) as engine:
+        first, first_listener = begin(engine, 1)
+        waiting, waiting_listener = begin(engine, 2)
+        for stream in (first, waiting):
+            stream.feed(tones(*LONG[:4]))  # 2 s, as much as a session feeds without an answer
+        await first_listener.heard(2.0)
+        assert waiting_listener.events == []
+        first.abort()
+        await waiting_listener.heard(2.0)
+        waiting.finish()
+        assert isinstance(await waiting_listener.end(), SegmentDone)
+    assert waiting_listener.text == " ".join(LONG[:4])
+
+
 async def test_a_burst_is_decoded_in_few_large_windows(checkpoint: Path, recording: type[Recording]) -> None:
     async with running(checkpoint, ahead_seconds=20.0) as engine:
         stream, listener = begin(engine)

@@ -31,6 +31,7 @@ from server.engines.whisper.settings import PROFILES, WhisperSettings
         ({"prompt_characters": -1}, "prompt_characters"),
         ({"detect_seconds": -1.0}, "detect_seconds"),
         ({"backlog_seconds": 0.0}, "backlog_seconds"),
+        ({"ahead_seconds": 2.0, "partial_interval_seconds": 1.5}, "at least twice partial_interval_seconds"),
         ({"ahead_seconds": 31.0}, "ahead_seconds must be from 0 to 30"),
         ({"language": "xx"}, "not 'xx'"),
         ({"default_delay_seconds": 0.1}, "multiple of 0.08"),

@@ -56,7 +56,7 @@ class _Stream:
         if self.hearing.end_seconds - self.hearing.heard_seconds > limit:
             self.fail("overloaded", f"more than {limit:g} s of audio wait to be heard")
             return
-        self._take_ahead()
+        self.take_ahead()
         self._engine.consider(self)
 
     def finish(self) -> None:
@@ -97,7 +97,7 @@ class _Stream:
         if window.end_seconds - window.start_seconds >= self._engine.settings.detect_seconds:
             self.wanted = Wanted(self.wanted.profile, self.wanted.task, decoded.language)
 
-    def _take_ahead(self) -> None:
+    def take_ahead(self) -> None:
         """Ask for more where audio waits: the next window takes in all of it, and a large one costs little more than a small one."""
         fed, heard = self.hearing.end_seconds, self.hearing.heard_seconds
         told = min(fed, heard + self._engine.settings.ahead_seconds)
@@ -285,6 +285,7 @@ class WhisperEngine:
             stream = self._waiting.popleft()
             stream.admitted = True
             self._streams.add(stream)
+            stream.take_ahead()
             self.consider(stream)
 
     def _dispatch(self) -> None:

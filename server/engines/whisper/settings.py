@@ -119,6 +119,11 @@ class WhisperSettings:
                 f"whisper partial_interval_seconds must be at most half of longest_window_seconds, "
                 f"got {self.partial_interval_seconds!r} and {self.longest_window_seconds!r}"
             )
+        if self.partial_interval_seconds > 1 and self.ahead_seconds < 2 * self.partial_interval_seconds:
+            raise EngineError(  # a session feeds only so much that does not count as heard: no window would ever be full
+                f"whisper ahead_seconds must be at least twice partial_interval_seconds where that is above 1, "
+                f"got {self.ahead_seconds!r} and {self.partial_interval_seconds!r}"
+            )
         check_delay(self.default_delay_seconds)
         check_language(self.language, LANGUAGES)
 
