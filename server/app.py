@@ -28,6 +28,7 @@ from server.core.session import SessionSettings
 from server.core.voice import VoiceDetector
 from server.endpoints.auth import Keys
 from server.endpoints.ops import ops_routes, project_version
+from server.endpoints.page import page_routes
 from server.endpoints.websocket import Service, envelope_routes, realtime_routes
 from server.engines.base import ChatEngine, Engine, EngineError, EngineInfo
 from server.metrics import Metrics
@@ -237,7 +238,9 @@ def build_app(
             watch.cancel()
 
     app = FastAPI(title="Earmark", version=project_version(), lifespan=lifespan)
-    app.include_router(ops_routes(service, models, require_key=settings.require_key))
+    if settings.page:
+        app.router.routes.extend(page_routes())  # before the operations' own answer to GET /
+    app.include_router(ops_routes(service, models, settings.surfaces, require_key=settings.require_key))
     unlimited = settings.unlimited
     if "yap" in settings.surfaces:
         limits = LifetimeLimits(settings.idle_timeout_s, settings.max_connection_duration_s)

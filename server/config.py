@@ -54,6 +54,7 @@ class Settings(BaseSettings):
     host: str = _setting("0.0.0.0", "SERVER_BIND_HOST", help="address to listen on")
     port: int = _setting(8000, "SERVER_PORT", help="port to listen on; 0 takes a free one", ge=0, le=65535)
     surfaces: Names = _setting(["yap", "realtime"], "EARMARK_SURFACES", help="protocols to serve, comma-separated")
+    page: bool = _setting(True, "EARMARK_PAGE", help="show browsers a page at / on which to speak or drop a file")
     announce: bool = _setting(
         False, "EARMARK_ANNOUNCE", help="print one JSON line with the bound address to stdout once it can transcribe"
     )

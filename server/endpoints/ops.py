@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter, Request, Response
@@ -25,7 +26,9 @@ def project_version() -> str:
         return "0+source"
 
 
-def ops_routes(service: Service, models: list[str], *, require_key: bool = False) -> APIRouter:
+def ops_routes(
+    service: Service, models: list[str], surfaces: Sequence[str], *, require_key: bool = False
+) -> APIRouter:
     """Health, metrics and models. While draining, health is 503. A required key is required of everything below ``/v1``."""
     router = APIRouter()
     info = service.engine.info
@@ -39,6 +42,8 @@ def ops_routes(service: Service, models: list[str], *, require_key: bool = False
             "version": project_version(),
             "engine": info.name,
             "model": models[0],
+            "surfaces": list(surfaces),
+            "require_key": require_key,
             "docs_url": "/docs",
             "health_url": "/health",
         }
@@ -119,6 +124,7 @@ def _model_list(info: EngineInfo, models: list[str]) -> dict[str, object]:
                 "slots": info.slots,
                 "delay_ms": round(info.default_delay_seconds * 1000),
                 "delays_ms": [round(delay * 1000) for delay in info.delays_seconds],
+                "languages": list(info.languages),
             }
             for model in models
         ],

@@ -12,8 +12,8 @@ import pytest
 from harness import report
 from harness.commands import compare as compare_command
 from harness.corpus import load
-from tests.harness import chromium
-from tests.harness.chromium import Page
+from tests import chromium
+from tests.chromium import Page
 from tests.harness.made_runs import make
 
 DESKTOP, PHONE = 1280, 390
