@@ -274,7 +274,17 @@ class Unknown:
 
 
 ServerMessage = (
-    SessionCreated | SessionUpdated | Token | Tentative | Final | Done | Status | Error | PongReply | SessionEnd | CancelledReply
+    SessionCreated
+    | SessionUpdated
+    | Token
+    | Tentative
+    | Final
+    | Done
+    | Status
+    | Error
+    | PongReply
+    | SessionEnd
+    | CancelledReply
 )
 
 _SERVER_TYPES: dict[str, Any] = {

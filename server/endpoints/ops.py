@@ -26,9 +26,7 @@ def project_version() -> str:
         return "0+source"
 
 
-def ops_routes(
-    service: Service, models: list[str], surfaces: Sequence[str], *, require_key: bool = False
-) -> APIRouter:
+def ops_routes(service: Service, models: list[str], surfaces: Sequence[str], *, require_key: bool = False) -> APIRouter:
     """Health, metrics and models. While draining, health is 503. A required key is required of everything below ``/v1``."""
     router = APIRouter()
     info = service.engine.info

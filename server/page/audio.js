@@ -1,6 +1,6 @@
 // Where audio comes from: the microphone, or a recording that is decoded and replayed.
 
-import { CHUNK_SECONDS, quantise } from "./pcm.js";
+import { CHUNK_SECONDS, quantise, wav } from "./pcm.js";
 
 const FAST_CHUNK_SECONDS = 1;
 const WORKLET_SECONDS = 2; // the worklet's last chunk is waited for so long
@@ -37,22 +37,27 @@ export async function openMicrophone({ rate, chunk, lost }) {
     throw new SourceFault(`The browser could not process the microphone's sound: ${error.message}`);
   }
   const source = context.createMediaStreamSource(stream);
-  const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0, processorOptions: { rate } });
+  const capture = new AudioWorkletNode(context, "capture", { processorOptions: { rate } });
   const over = new Promise((resolve) => {
     capture.port.onmessage = ({ data }) => (data.over ? resolve() : chunk(data.pcm, data.level));
   });
   source.connect(capture);
+  capture.connect(context.destination); // silent; some browsers run only what is heard
   const [track] = stream.getAudioTracks();
   track.addEventListener("ended", () => lost());
+  let stopping = null;
   return {
-    async stop() {
-      capture.port.postMessage("end");
-      await Promise.race([over, new Promise((resolve) => setTimeout(resolve, 1000 * WORKLET_SECONDS))]);
-      stream.getTracks().forEach((each) => each.stop());
-      source.disconnect();
-      await context.close();
-    },
+    stop: () => (stopping ??= stop()),
   };
+
+  async function stop() {
+    capture.port.postMessage("end");
+    await Promise.race([over, new Promise((resolve) => setTimeout(resolve, 1000 * WORKLET_SECONDS))]);
+    stream.getTracks().forEach((each) => each.stop());
+    source.disconnect();
+    capture.disconnect();
+    await context.close();
+  }
 }
 
 async function askForMicrophone() {
@@ -84,17 +89,27 @@ async function askForMicrophone() {
  */
 export async function decode(file, rate) {
   let decoded;
+  const positive = await (fullScale ??= measureFullScale());
   try {
     decoded = await new OfflineAudioContext(1, 1, rate).decodeAudioData(await file.arrayBuffer());
   } catch {
     throw new SourceFault(`${file.name} is no recording that this browser can decode. WAV, MP3, M4A, FLAC, Ogg and WebM are worth a try.`);
   }
-  if (decoded.numberOfChannels === 1) return quantise(decoded.getChannelData(0));
+  if (decoded.numberOfChannels === 1) return quantise(decoded.getChannelData(0), positive);
   const mix = new Float32Array(decoded.length);
   for (let channel = 0; channel < decoded.numberOfChannels; channel++) {
     decoded.getChannelData(channel).forEach((sample, at) => (mix[at] += sample / decoded.numberOfChannels));
   }
-  return quantise(mix);
+  return quantise(mix, positive);
+}
+
+let fullScale = null;
+
+/** What this browser's decoder divides positive samples by, 32767 or 32768: without that, a file would not come out as it is. */
+async function measureFullScale() {
+  const file = wav([Int16Array.of(16384, 16384)], 16000);
+  const decoded = await new OfflineAudioContext(1, 1, 16000).decodeAudioData(await file.arrayBuffer());
+  return decoded.getChannelData(0)[0] > 0.500001 ? 32767 : 32768;
 }
 
 /**

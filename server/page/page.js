@@ -83,7 +83,8 @@ function showChoice() {
     .filter((each) => each.closed(offer))
     .map((each) => `${each.label}: ${each.closed(offer)}`)
     .join(" ");
-  at("chosen").textContent = [surface?.label, model?.id.split("/").pop(), surface?.delays && `${at("delay").value} ms`].filter(Boolean).join(" · ");
+  at("chosen-surface").textContent = surface ? `${surface.label} · ` : "";
+  at("chosen-rest").textContent = [model?.id.split("/").pop(), surface?.delays && `${at("delay").value} ms`].filter(Boolean).join(" · ");
   at("forget").hidden = !keys.known;
 }
 
@@ -136,6 +137,7 @@ async function begin(source) {
   takes.add(take);
   at("empty").hidden = true;
   following = true;
+  document.body.dataset.used = "";
   for (const id of ["first", "lag", "audio"]) at(id).textContent = "–";
   run = new Run(surface, options, source, shower(take, source));
   follow();
@@ -168,6 +170,7 @@ function shower(take, source) {
       take.finish(text, words, sent);
       announcer.say();
       const lag = live() ? take.medianLag : undefined;
+      if (lag !== undefined) at("lag").textContent = span(lag);
       const figures = [["First token", span(first)], ["Lag, median", span(lag)], ["To final", span(toFinal)],
         ["Words", String(take.words.length)], ["Audio", seconds(audioSeconds ?? sent, 2)]]; // prettier-ignore
       take.summarise(figures.filter(([, value]) => value !== "–"), actions(take));
@@ -242,7 +245,7 @@ function showState(state) {
 function showButtons() {
   const active = run !== null && !run.over;
   at("speak").textContent = !active ? "Speak" : run.state === "finishing" || run.state === "connecting" ? "Cancel" : "Stop";
-  at("choose").disabled = active;
+  at("choose").hidden = active;
   for (const id of ["surface", "model", "language", "pace"]) at(id).disabled = active;
   at("delay").disabled = active || at("delay").options.length < 2;
 }

@@ -2,11 +2,12 @@
 
 export const CHUNK_SECONDS = 0.08;
 
-/** Floats of -1..1 as PCM16. What a decoder made of PCM16 by dividing by 32768 comes back as it was. */
-export function quantise(samples) {
+/** Floats of -1..1 as PCM16. `positive` is what 1 stands for, which some decoders take for 32767, though -1 is -32768 to all. */
+export function quantise(samples, positive = 32768) {
   const pcm = new Int16Array(samples.length);
   for (let at = 0; at < samples.length; at++) {
-    pcm[at] = Math.max(-32768, Math.min(32767, Math.round(samples[at] * 32768)));
+    const value = samples[at];
+    pcm[at] = Math.max(-32768, Math.min(32767, Math.round(value * (value > 0 ? positive : 32768))));
   }
   return pcm;
 }
