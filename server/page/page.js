@@ -84,7 +84,9 @@ function showChoice() {
     .map((each) => `${each.label}: ${each.closed(offer)}`)
     .join(" ");
   at("chosen-surface").textContent = surface ? `${surface.label} · ` : "";
-  at("chosen-rest").textContent = [model?.id.split("/").pop(), surface?.delays && `${at("delay").value} ms`].filter(Boolean).join(" · ");
+  at("chosen-rest").textContent = [model?.id.split("/").pop(), surface?.delays && `${at("delay").value}\u00a0ms`].filter(Boolean).join(" · ");
+  at("pace-about").textContent =
+    surface?.drops && at("pace").value === "fast" ? "Here the server leaves out audio that waits too long; it says so when it does." : "";
   at("forget").hidden = !keys.known;
 }
 
@@ -288,6 +290,7 @@ at("file").addEventListener("change", () => {
 at("surface").addEventListener("change", showChoice);
 at("model").addEventListener("change", showModel);
 at("delay").addEventListener("change", showChoice);
+at("pace").addEventListener("change", showChoice);
 at("forget").addEventListener("click", () => {
   keys.forget();
   showChoice();

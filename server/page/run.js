@@ -131,7 +131,7 @@ export class Run {
   }
 
   finish(final) {
-    const toFinal = this.finishedAt === undefined ? undefined : (performance.now() - this.finishedAt) / 1000;
+    const toFinal = this.finishedAt === undefined || final.untimed ? undefined : (performance.now() - this.finishedAt) / 1000;
     this.become("done");
     this.letGo();
     this.seen.done({ ...final, sent: this.sent, first: this.first, toFinal });

@@ -1,12 +1,20 @@
 // The server's protocols, each behind the same few calls: what a surface needs, and a channel that takes audio and tells what was heard.
 //
-// A surface: name as the server lists it, label, rate (samples a second), file (it takes recordings as they are), delays and languages
-// (it can be told one), keyed(offer) (it demands a key), closed(offer) (why a browser cannot use it; empty when it can), and
-// open({key, model, delayMs, language, recording}, heard), which returns a channel:
-//   send(pcm)   the next PCM16          room()    resolves when more may be sent
-//   finish()    no more audio comes     abort()   forget it all
-// `heard` is told, in this order: ready(), append(text, words)* and tentative(text)*, note(sentence)*, then once final({text, words,
-// audioSeconds}) or fault({kind, sentence}), kind being "key" or "other". Nothing comes after these two, or after abort().
+// A surface has
+//   name, label         as the server lists it, and as the reader sees it
+//   rate                samples a second
+//   file                it takes recordings as they are
+//   delays, languages   it can be told one
+//   drops               it leaves out audio that waits too long
+//   keyed(offer)        whether it demands a key
+//   closed(offer)       why a browser cannot use it; empty when it can
+//   open({key, model, delayMs, language, recording}, heard), which returns a channel:
+//     send(pcm)   the next PCM16          room()    resolves when more may be sent
+//     finish()    no more audio comes     abort()   forget it all
+//
+// `heard` is told ready() once audio may come; then append(text, words), tentative(text) and note(sentence) as it goes; and at the end
+// either final({text, words, audioSeconds, untimed}) or fault({kind, sentence}), kind being "key" or "other". `untimed`: nothing said
+// that it was over, so it came late. Nothing comes after the end, or after abort().
 
 import { base64, wav } from "./pcm.js";
 
@@ -20,6 +28,7 @@ const yap = {
   label: "Envelope",
   rate: 16000,
   delays: true,
+  drops: true,
   keyed: () => true,
   closed: () => "",
   open({ key, model, delayMs }, heard) {
@@ -128,6 +137,10 @@ const openai = {
   keyed: (offer) => offer.requireKey,
   closed: () => "",
   open({ key, model, language }, heard) {
+    if (key && !TOKEN.test(key)) {
+      queueMicrotask(() => heard.fault(uncarried));
+      return silent;
+    }
     const protocols = key ? ["realtime", `openai-insecure-api-key.${key}`] : [];
     const items = new Map(); // in the order in which they were first mentioned: {text, complete}
     const item = (id) => items.get(id) ?? items.set(id, { text: "", complete: false }).get(id);
@@ -256,7 +269,7 @@ function converse({ session_id, websocket_url }, heard) {
   const end = () => {
     socket.over();
     forget();
-    heard.final({ text, words: [] });
+    heard.final({ text, words: [], untimed: true });
   };
   const rest = () => {
     clearTimeout(quiet);
@@ -306,7 +319,7 @@ const transcriptions = {
     const pieces = [];
     const request = new AbortController();
     let over = false;
-    queueMicrotask(() => over || heard.ready());
+    queueMicrotask(() => over || (PRINTED.test(key) ? heard.ready() : heard.fault(uncarried)));
 
     async function upload() {
       const form = new FormData();
@@ -340,6 +353,10 @@ export const surfaces = [yap, realtime, openai, sessions, transcriptions];
 
 // ---- what they share
 
+const TOKEN = /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/; // what the name of a WebSocket's subprotocol may be made of
+const PRINTED = /^[!-~]*$/;
+const silent = { send() {}, room: () => Promise.resolve(), finish() {}, abort() {} };
+const uncarried = { kind: "other", sentence: "This key has characters that cannot be sent here. Another surface may take it, or another key." };
 const wrongKey = { kind: "key", sentence: "The server does not know this key." };
 const gone = {
   kind: "other",

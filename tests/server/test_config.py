@@ -134,6 +134,7 @@ def test_the_watchdog_period_is_taken_for_compatibility(setting: Any, tick: str)
 BAD = {
     "port": ["-1", "65536", "http", "8000.5"],
     "surfaces": ["sessions", "yap,grpc", ","],
+    "page": ["perhaps"],
     "announce": ["perhaps"],
     "require_key": ["perhaps"],
     "engine": ["whisperx", "vllm2"],
