@@ -153,7 +153,7 @@ function shower(take, source) {
   return {
     state: showState,
     level: (value) => at("level").style.setProperty("--level", Math.min(1, 4 * value).toFixed(3)),
-    note: (text) => take.note(text),
+    note: (text, kind) => take.note(text, kind),
     text(text, words) {
       take.append(text, words, run.sent);
       announcer.add(text);

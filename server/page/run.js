@@ -5,7 +5,7 @@ import { health } from "./surfaces.js";
 
 /**
  * States: connecting, listening or sending, finishing, and then done or failed, after which nothing happens any more.
- * `seen` is told of every change: state(name), text(text, words), tentative(text), note(sentence), level(0..1),
+ * `seen` is told of every change: state(name), text(text, words), tentative(text), note(sentence, kind), level(0..1),
  * figures({sent, first}), done({text, words, ...}) or failed({kind, sentence}).
  */
 export class Run {
@@ -70,7 +70,7 @@ export class Run {
         this.tellFigures();
       }),
       tentative: unlessOver((text) => this.seen.tentative(text)),
-      note: unlessOver((sentence) => this.seen.note(sentence)),
+      note: unlessOver((sentence, kind) => this.seen.note(sentence, kind)),
       final: unlessOver((final) => this.finish(final)),
       fault: unlessOver((fault) => this.fail(fault)),
     };

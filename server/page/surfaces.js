@@ -12,7 +12,7 @@
 //     send(pcm)   the next PCM16          room()    resolves when more may be sent
 //     finish()    no more audio comes     abort()   forget it all
 //
-// `heard` is told ready() once audio may come; then append(text, words), tentative(text) and note(sentence) as it goes; and at the end
+// `heard` is told ready() once audio may come; then append(text, words), tentative(text) and note(sentence, kind) as it goes; and at the end
 // either final({text, words, audioSeconds, untimed}) or fault({kind, sentence}), kind being "key" or "other". `untimed`: nothing said
 // that it was over, so it came late. Nothing comes after the end, or after abort().
 
@@ -35,6 +35,7 @@ const yap = {
     const request = identifier();
     const ids = { session_id: "page", request_id: request };
     let ending = null;
+    let dropped = 0;
     const socket = connect(`/api/asr-streaming?api_key=${encodeURIComponent(key)}`, [], heard, {
       frame({ type, request_id, payload }) {
         switch (type) {
@@ -58,7 +59,8 @@ const yap = {
             heard.final({ ...ending, audioSeconds: payload.audio_seconds });
             break;
           case "status":
-            heard.note(yapStatus(payload));
+            dropped += payload.dropped_seconds ?? 0;
+            heard.note(yapStatus(payload, dropped), payload.kind);
             break;
           case "error":
             socket.over();
@@ -76,10 +78,8 @@ const yap = {
   },
 };
 
-function yapStatus({ kind, dropped_seconds, seconds }) {
-  if (kind === "overload_drop") {
-    return `The server could not keep up and left out ${dropped_seconds.toFixed(1)} s of audio.`;
-  }
+function yapStatus({ kind, seconds }, dropped) {
+  if (kind === "overload_drop") return `The server could not keep up and left out ${dropped.toFixed(1)} s of audio.`;
   if (kind === "speech_without_text") return `There is speech, but no text has come of it for ${seconds.toFixed(0)} s.`;
   return `The server says: ${kind}.`;
 }

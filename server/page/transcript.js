@@ -2,6 +2,7 @@
 
 import { clock, median, seconds } from "./figures.js";
 
+const PIECES = /(\s+|[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}])/u; // blanks, and scripts that write none
 const NEAR_WORDS = 6; // so far ahead a timed word is looked for among the shown ones
 
 /** One utterance: its text as it comes, and its summary. */
@@ -12,9 +13,11 @@ export class Take {
     this.open = null; // the last word while it may still grow
     this.timed = 0; // index of the first word whose time is not known
     this.current = -1;
+    this.notes = new Map();
     this.article = make("article", "take");
     this.article.append(make("p", "about", about));
     this.paragraph = make("p", "text");
+    this.paragraph.dir = "auto";
     this.paragraph.tabIndex = 0;
     this.paragraph.setAttribute("aria-describedby", "keys");
     this.tail = make("span", "tentative");
@@ -32,10 +35,11 @@ export class Take {
 
   write(text, sent) {
     this.text += text;
-    for (const piece of text.split(/(\s+)/)) {
+    for (const [place, piece] of text.split(PIECES).entries()) {
       if (!piece) continue;
+      const alone = place % 2 === 1; // what PIECES matched
+      if (alone) this.settle();
       if (/^\s/.test(piece)) {
-        this.settle();
         this.tail.before(piece);
       } else if (this.open) {
         this.open.text += piece;
@@ -45,6 +49,7 @@ export class Take {
         this.open = { text: piece, element, sent };
         element.dataset.word = this.words.push(this.open) - 1;
         this.tail.before(element);
+        if (alone) this.settle();
       }
     }
   }
@@ -99,8 +104,11 @@ export class Take {
     return median(this.words.filter((word) => word.end !== undefined).map((word) => word.sent - word.end));
   }
 
-  note(sentence) {
-    this.article.append(make("p", "note", sentence));
+  /** A remark below the text; a later one of the same kind takes its place. */
+  note(sentence, kind = sentence) {
+    const old = this.notes.get(kind);
+    if (old) old.textContent = sentence;
+    else this.article.append(this.notes.set(kind, make("p", "note", sentence)).get(kind));
   }
 
   /** Figures as pairs of name and value, and buttons that do something with the text. */

@@ -485,6 +485,33 @@ def test_an_utterance_that_the_engine_fails_ends_with_its_reason(
         state(tab, "failed")
 
 
+def test_audio_that_the_server_leaves_out_is_told_in_one_sentence(tab: Page, serve: Serve, tmp_path: Path) -> None:
+    server = serve("--script", '{"audio_rate": 4}', "--max-backlog-seconds", "0.2")
+    path = write_wav(tmp_path / "long.wav", spoken(distinct_words(40, seed=2), seed=2)[0])
+    show(tab, server)
+    choose(tab, "pace", "fast")
+    assert tab.evaluate("document.getElementById('pace-about').textContent")
+    tab.give_file("#file", path)
+    state(tab, "done")
+    [told] = tab.evaluate("[...document.querySelectorAll('.note')].map(one => one.textContent)")
+    found = re.fullmatch(r"The server could not keep up and left out (\d+\.\d) s of audio\.", told)
+    assert found
+    dropped = server.metric("earmark_dropped_audio_seconds_total", surface="yap")
+    assert float(found[1]) == pytest.approx(dropped, abs=0.051)
+
+
+def test_text_without_blanks_firms_up_sign_by_sign(tab: Page, server: RunningServer) -> None:
+    show(tab, server)
+    pieces = tab.evaluate(
+        """import('/page/transcript.js').then(({Take}) => {
+          const take = new Take(document.getElementById('takes'), '');
+          take.append('\\u4eca\\u65e5 ok', [], 1);
+          return take.words.map(word => [word.text, word.element.classList.contains('growing')]);
+        })"""
+    )
+    assert pieces == [["\u4eca", False], ["\u65e5", False], ["ok", True]]
+
+
 def test_what_is_under_way_can_be_cancelled(
     tab: Page, serve: Serve, recording: tuple[Path, bytes, list[TimedWord]]
 ) -> None:
