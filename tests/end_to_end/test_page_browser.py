@@ -310,6 +310,20 @@ def test_what_is_spoken_is_shown_and_the_microphone_is_let_go(
     assert_nothing_amiss(tab, server)
 
 
+def test_a_microphone_that_is_pulled_out_ends_the_utterance_with_what_was_said(
+    tab: Page, server: RunningServer
+) -> None:
+    show(tab, server)
+    tab.click("#speak")
+    state(tab, "listening")
+    tab.until("parseFloat(document.getElementById('audio').textContent) > 0.3")
+    tab.evaluate("window.tracks.at(-1).dispatchEvent(new Event('ended'))")
+    state(tab, "done")
+    assert tab.evaluate("document.querySelector('.note').textContent") == "The microphone was disconnected."
+    assert tab.evaluate("document.querySelector('.text').textContent") == "No words were heard."
+    assert_nothing_amiss(tab, server)
+
+
 def test_the_low_pass_keeps_speech_and_stops_what_would_alias(tab: Page, server: RunningServer) -> None:
     show(tab, server)
     levels = tab.evaluate(
@@ -598,6 +612,20 @@ def test_the_page_follows_the_text_until_the_reader_scrolls_back(
     tab.until(at_end)
     tab.until("document.getElementById('newest').hidden")
     tab.press("Escape")
+    state(tab, "done")
+
+
+def test_nothing_moves_for_who_wants_less_motion(
+    tab: Page, server: RunningServer, recording: tuple[Path, bytes, list[TimedWord]]
+) -> None:
+    show(tab, server)
+    moving = "document.getAnimations().length"
+    tab.give_file("#file", recording[0])
+    state(tab, "sending")
+    assert tab.until(moving)
+    tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
+    tab.until("document.querySelectorAll('.word').length > 2")
+    assert tab.evaluate(moving) == 0
     state(tab, "done")
 
 

@@ -34,7 +34,7 @@ def recording(tmp_path: Path) -> Path:
 
 def show(page: Page, peer: Peer, surface: str, key: str = "") -> None:
     page.look(1280)
-    page.visit(f"http://localhost:{peer.port}/page/icon.svg")
+    page.visit(f"http://localhost:{peer.port}/")
     page.evaluate(f"sessionStorage.clear() || '{key}' && sessionStorage.setItem('earmark-key', '{key}')")
     page.visit(f"http://localhost:{peer.port}/")
     state(page, "ready")
