@@ -19,7 +19,7 @@ let following = true;
 
 async function learn() {
   const root = await fetchJson("/");
-  offer.surfaces = surfaces.filter((surface) => root.surfaces?.includes(surface.name));
+  offer.surfaces = surfaces.filter((surface) => root.surfaces?.includes(surface.listed ?? surface.name));
   offer.requireKey = root.require_key === true;
   if (offer.requireKey && !(await keys.get())) throw new Error("This server is open only to those who have a key. Reload the page to give it.");
   offer.models = await learnModels();

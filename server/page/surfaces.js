@@ -1,7 +1,8 @@
 // The server's protocols, each behind the same few calls: what a surface needs, and a channel that takes audio and tells what was heard.
 //
 // A surface has
-//   name, label         as the server lists it, and as the reader sees it
+//   name, label         its own name, and what the reader sees
+//   listed              the name under which the server lists it, where that is another
 //   rate                samples a second
 //   file                it takes recordings as they are
 //   delays, languages   it can be told one
@@ -133,10 +134,11 @@ const openai = {
   name: "openai",
   label: "OpenAI realtime",
   rate: 24000,
+  delays: true,
   languages: true,
   keyed: (offer) => offer.requireKey,
   closed: () => "",
-  open({ key, model, language }, heard) {
+  open({ key, model, delayMs, language }, heard) {
     if (key && !TOKEN.test(key)) {
       queueMicrotask(() => heard.fault(uncarried));
       return silent;
@@ -146,6 +148,8 @@ const openai = {
     const item = (id) => items.get(id) ?? items.set(id, { text: "", complete: false }).get(id);
     let shown = "";
     let cleared = false;
+    const words = [];
+    let audioSeconds; // with words, additive: OpenAI's own server tells neither
     const grow = () => {
       const growing = [...items.values()].findIndex((each) => !each.complete);
       const all = [...items.values()];
@@ -160,14 +164,14 @@ const openai = {
     const end = () => {
       if (!cleared || [...items.values()].some((each) => !each.complete)) return;
       socket.over();
-      heard.final({ text: joined([...items.values()]), words: [] });
+      heard.final({ text: joined([...items.values()]), words, audioSeconds });
     };
     const socket = connect("/v1/realtime?intent=transcription", protocols, heard, {
       frame(event) {
         switch (event.type) {
           case "session.created":
           case "transcription_session.created": {
-            const transcription = { model, ...(language ? { language } : {}) };
+            const transcription = { model, delay_ms: delayMs, language: language || undefined };
             const input = { format: { type: "audio/pcm", rate: 24000 }, transcription, turn_detection: null };
             say({ type: "session.update", session: { type: "transcription", audio: { input } } });
             break;
@@ -189,6 +193,8 @@ const openai = {
             break;
           case "conversation.item.input_audio_transcription.completed":
             Object.assign(item(event.item_id), { text: event.transcript, complete: true });
+            words.push(...(event.words ?? []));
+            audioSeconds = event.audio_seconds;
             grow();
             end();
             break;
@@ -309,6 +315,7 @@ function converse({ session_id, websocket_url }, heard) {
 
 const transcriptions = {
   name: "transcriptions",
+  listed: "openai",
   label: "File upload",
   rate: 16000,
   file: true,

@@ -48,7 +48,7 @@ class Peer:
         return app
 
     async def root(self) -> dict[str, Any]:
-        return {"surfaces": ["openai", "sessions", "transcriptions", "of-tomorrow"], "require_key": self.require_key}
+        return {"surfaces": ["openai", "sessions", "of-tomorrow"], "require_key": self.require_key}
 
     async def healthz(self) -> dict[str, str]:
         return {"status": "ok"}
@@ -59,7 +59,7 @@ class Peer:
         return None if right or not self.require_key else JSONResponse({"error": error}, 401)
 
     async def models(self, request: Request) -> Any:
-        model = {"id": "some/model", "delay_ms": 480, "delays_ms": [], "languages": ["de", "en"]}
+        model = {"id": "some/model", "delay_ms": 480, "delays_ms": [480], "languages": ["de", "en"]}
         return self.denied(request) or {"object": "list", "data": [model]}
 
     # ---- files: OpenAI's POST /v1/audio/transcriptions

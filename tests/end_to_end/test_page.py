@@ -36,12 +36,14 @@ def get(server: RunningServer, path: str, **headers: str) -> tuple[int, Message,
             return error.code, error.headers, error.read()
 
 
+@pytest.mark.spec("http-16")
 def test_a_browser_gets_the_page(server: RunningServer) -> None:
     status, headers, body = get(server, "/", Accept=BROWSER)
     assert (status, headers["Content-Type"], headers["Vary"]) == (200, "text/html; charset=utf-8", "Accept")
     assert body == (FILES / "index.html").read_bytes()
 
 
+@pytest.mark.spec("http-04")
 @pytest.mark.parametrize(
     "accept", ["*/*", "application/json", "application/json, text/html;q=0.5", "text/html;q=0", "text/plain"]
 )
@@ -49,7 +51,11 @@ def test_everybody_else_gets_json(server: RunningServer, accept: str) -> None:
     status, headers, body = get(server, "/", Accept=accept)
     assert (status, headers["Content-Type"]) == (200, "application/json")
     answer = json.loads(body)
-    assert (answer["name"], answer["surfaces"], answer["require_key"]) == ("Earmark", ["yap", "realtime"], False)
+    assert (answer["name"], answer["surfaces"], answer["require_key"]) == (
+        "Earmark",
+        ["yap", "realtime", "openai"],
+        False,
+    )
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,35 @@ def test_a_recording_of_16_khz_gives_the_text_that_a_client_gets(
     assert_nothing_amiss(tab, server)
 
 
+def test_an_uploaded_recording_gives_the_text_and_the_times(
+    tab: Page, server: RunningServer, recording: tuple[Path, bytes, list[TimedWord]]
+) -> None:
+    path, pcm, words = recording
+    show(tab, server)
+    choose(tab, "surface", "transcriptions")
+    tab.give_file("#file", path)
+    state(tab, "done")
+    assert shown(tab).split() == [word.text for word in words]
+    assert summary(tab)["Audio"] == f"{len(pcm) / 32_000:.2f} s"
+    assert tab.evaluate("document.querySelectorAll('.word:not(.timed)').length") == 0
+    assert_nothing_amiss(tab, server)
+
+
+def test_openai_sessions_hear_a_recording(tab: Page, serve: Serve, speech: tuple[Path, list[str]]) -> None:
+    path, reference = speech
+    server = serve(engine="sphinx")
+    show(tab, server)
+    choose(tab, "surface", "openai")
+    choose(tab, "pace", "fast")
+    tab.give_file("#file", path)
+    state(tab, "done")
+    said = shown(tab).split()
+    assert sum(word in said for word in reference) >= 0.6 * len(reference), (said, reference)
+    assert summary(tab)["Audio"] == f"{soundfile.info(path).duration:.2f} s"
+    assert tab.evaluate("document.querySelectorAll('.word:not(.timed)').length") == 0
+    assert_nothing_amiss(tab, server)
+
+
 def test_every_sample_of_a_16_khz_file_arrives_as_it_was(tab: Page, server: RunningServer, tmp_path: Path) -> None:
     values = [-32768, 32767, -1, 0, 1, *random.Random(3).choices(range(-32768, 32768), k=20_000)]
     path = write_wav(tmp_path / "noise.wav", struct.pack(f"<{len(values)}h", *values))
@@ -446,10 +475,14 @@ def test_where_a_key_is_required_it_opens_everything_that_a_browser_can_use(
     assert tab.evaluate("[...document.getElementById('surface').options].map(one => [one.value, one.disabled])") == [
         ["yap", False],
         ["realtime", True],
+        ["openai", False],
+        ["transcriptions", False],
     ]
     choose(tab, "pace", "fast")
-    tab.give_file("#file", recording[0])
-    state(tab, "done")
+    for count, surface in enumerate(("yap", "openai", "transcriptions"), 1):
+        choose(tab, "surface", surface)
+        tab.give_file("#file", recording[0])
+        tab.until(f"document.querySelectorAll('.summary').length === {count}")
     assert_nothing_amiss(tab, server)
 
 

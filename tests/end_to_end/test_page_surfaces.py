@@ -46,7 +46,7 @@ def test_surfaces_that_the_page_does_not_know_are_not_offered(tab: Page, peer: P
     show(tab, peer, "openai")
     offered = tab.evaluate("[...document.getElementById('surface').options].map(one => one.value)")
     assert sorted(offered) == ["openai", "sessions", "transcriptions"]
-    assert tab.evaluate("document.getElementById('delay-field').hidden")
+    assert not tab.evaluate("document.getElementById('delay-field').hidden")
     assert not tab.evaluate("document.getElementById('language-field').hidden")
     assert tab.errors == []
 
