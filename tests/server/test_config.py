@@ -143,6 +143,7 @@ BAD = {
     "port": ["-1", "65536", "http", "8000.5"],
     "surfaces": ["telepathy", "yap,telepathy", ","],
     "surface_ports": ["realtime", "telepathy=80", "yap=x", "yap=65536", "yap=-1"],
+    "page": ["perhaps"],
     "announce": ["perhaps"],
     "require_key": ["perhaps"],
     "engine": ["whisperx", "vllm2"],
