@@ -476,6 +476,7 @@ def test_where_a_key_is_required_it_opens_everything_that_a_browser_can_use(
         ["yap", False],
         ["realtime", True],
         ["openai", False],
+        ["sessions", True],
         ["transcriptions", False],
     ]
     choose(tab, "pace", "fast")
