@@ -6,6 +6,7 @@ import asyncio
 import random
 import struct
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -191,12 +192,8 @@ async def test_files_at_once_do_not_mix() -> None:
 def test_damage_anywhere_is_an_error_or_audio_and_nothing_else(damage: bytes, format: str, at: int) -> None:
     file = bytearray(audio_file(tone(700, 0.3), format))
     file[at : at + len(damage)] = damage
-    try:
-        recording = asyncio.run(decode(bytes(file), RecordingLimits(most_seconds=30)))
-    except DecodingError as error:
-        assert error.message
-    else:
-        assert recording.seconds <= 30
+    with suppress(DecodingError):  # any other error fails
+        assert asyncio.run(decode(bytes(file), RecordingLimits(most_seconds=30))).seconds <= 30
 
 
 @given(st.binary(max_size=64))
