@@ -53,7 +53,7 @@ def build_app(
     app = FastAPI(title="Earmark", version=project_version())
     extras = {key: value for surface in surfaces for key, value in ROOT.get(surface, {}).items()}
     app.include_router(ops_routes(service, surfaces, keys if settings.require_key else None, extras))
-    for surface in surfaces:
+    for surface in (name for name in ROUTES if name in surfaces):  # their order decides where two have one path
         app.include_router(ROUTES[surface](settings, service, keys, clients))
         if surface in FURNISH:
             FURNISH[surface](app, alone=alone)

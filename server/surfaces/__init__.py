@@ -11,11 +11,16 @@ from server.config import Settings
 from server.endpoints.access import Clients
 from server.endpoints.auth import Keys
 from server.service import Service
-from server.surfaces import realtime, rest, yap
+from server.surfaces import openai, realtime, rest, yap
 
 Routes = Callable[[Settings, Service, Keys, Clients], APIRouter]
 
-ROUTES: dict[str, Routes] = {"yap": yap.routes, "realtime": realtime.routes, "rest": rest.routes}
+ROUTES: dict[str, Routes] = {
+    "yap": yap.routes,
+    "realtime": realtime.routes,
+    "rest": rest.routes,
+    "openai": openai.routes,
+}
 """The surfaces that are spoken over HTTP and WebSockets."""
 
 
