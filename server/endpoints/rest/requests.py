@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from server.core.limits import Admission, Allowance, FixedWindows
 from server.endpoints.access import Clients
 from server.endpoints.auth import Keys, bearer_key
+from server.endpoints.requests import ClientGoneError, until_gone
 from server.endpoints.rest.work import SURFACE
 from server.protocols.rest import (
     Refusal,
@@ -128,13 +129,10 @@ class Door:
         _log.info("request", surface=SURFACE, method=request.method, path=request.url.path)
         allowance = self._rates[group].take(client, asyncio.get_running_loop().time())
         try:
-            self._let_in(request, group, allowance)
+            self._check_rate(group, allowance)
             response = await (self._visit(request, handle) if worked_on else handle(request))
         except Exception as error:  # noqa: BLE001 - every one gets an answer in the surface's shape; bugs are logged
-            cause = (
-                error.__cause__ if isinstance(error, HTTPException) else None
-            )  # FastAPI's, of whatever reading the body raises
-            response = self._answer_to(cause if isinstance(cause, Refusal | ClientDisconnect) else error)
+            response = self._answer_to(error)
         finally:
             self._held_bytes -= request.held_bytes
         if allowance.limit:
@@ -146,18 +144,17 @@ class Door:
         )
         return response
 
-    def _let_in(self, request: Request, group: str, allowance: Allowance) -> None:
+    def _check_rate(self, group: str, allowance: Allowance) -> None:
         if not allowance.allowed:
             self.count("rate_limited")
             seconds = max(1, math.ceil(allowance.reset_seconds))
             raise rate_limited(allowance.limit, self._rates[group].window_seconds, seconds)
+    async def _visit(self, request: _BoundedRequest, handle: Handler) -> Response:
+        """Have a key and a place, be waited for by a server that ends, and be given up with the client that leaves."""
+        service = self.service
         if self.keys is not None and bearer_key(request) not in self.keys:
             self.count("authentication_failed")
             raise plain(401, "a key is needed: Authorization: Bearer KEY")
-
-    async def _visit(self, request: _BoundedRequest, handle: Handler) -> Response:
-        """Have a place, be waited for by a server that ends, and be given up with the client that leaves."""
-        service = self.service
         if service.draining:
             self.count("server_shutting_down")
             raise unavailable("the server is shutting down")
@@ -170,31 +167,24 @@ class Door:
         active = service.metrics.connections_active.labels(SURFACE)
         active.inc()
         try:
-            return await self._unless_gone(request, visit, handle)
+            await request.take_in()
+            if visit.sent_home:
+                raise unavailable("the server is shutting down")
+            visit.work = asyncio.create_task(handle(request))
+            return await until_gone(request, visit.work)
+        except asyncio.CancelledError:
+            if visit.sent_home:
+                raise unavailable("the server is shutting down") from None
+            raise
         finally:
             active.dec()
             service.guests.discard(visit)
             self._admission.leave()
 
-    async def _unless_gone(self, request: _BoundedRequest, visit: _Visit, handle: Handler) -> Response:
-        work = visit.work = asyncio.create_task(handle(request))
-        gone = asyncio.create_task(request.gone())
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.wait({work, gone})
-        if not work.cancelled():
-            return work.result()
-        if visit.sent_home:
-            raise unavailable("the server is shutting down")
-        raise ClientDisconnect
-
     # ---- errors
 
     def _answer_to(self, error: Exception) -> Response:
-        if isinstance(error, ClientDisconnect):
+        if isinstance(error, ClientDisconnect | ClientGoneError):
             return Response(status_code=_CLIENT_GONE)
         refusal = self._refusal(error)
         self.service.metrics.errors.labels(SURFACE, refusal.code).inc()
@@ -239,12 +229,11 @@ class _BoundedRequest(Request):
         super().__init__(request.scope, request.receive, request._send)
         self._door = door
         self._most_bytes = door.bodies.most_bytes.get(group)
-        self._received = asyncio.Event()
         self._content = b""
         self.held_bytes = 0
 
-    async def body(self) -> bytes:
-        """Read it all. What is returned only tells whether there is one: FastAPI would keep it as long as the request lasts.
+    async def take_in(self) -> None:
+        """Read the whole body.
 
         Raises:
             Refusal: it is too long, or stopped coming.
@@ -268,12 +257,14 @@ class _BoundedRequest(Request):
             pieces.append(piece)
             if self._most_bytes is not None and self.held_bytes > self._most_bytes:
                 raise too_much(self._most_bytes)
-        self._received.set()
         self._content = b"".join(pieces)
-        return b"{" if self._content else b""
+
+    async def body(self) -> bytes:
+        """Whether there is one. FastAPI keeps what this returns for as long as the request lasts, so it is not all of it."""
+        return self._content[:1]
 
     async def json(self) -> Any:
-        """The body's JSON; the bytes are let go.
+        """The body's JSON; its bytes are let go.
 
         Raises:
             json.JSONDecodeError: it is none. Text that could not be sent back, such as half a surrogate pair, is none either.
@@ -283,12 +274,6 @@ class _BoundedRequest(Request):
             return await asyncio.to_thread(msgspec.json.decode, content)
         except (*NOT_JSON, ValueError) as error:
             raise json.JSONDecodeError(str(error)[:200], "", 0) from None
-
-    async def gone(self) -> None:
-        """Return when the client has left."""
-        await self._received.wait()
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
 
 
 def error_response(refusal: Refusal) -> Response:

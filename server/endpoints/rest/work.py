@@ -21,6 +21,7 @@ from server.engines.base import (
     UnsupportedError,
 )
 from server.hearing import RecordingError, hear_recording
+from server.protocols.base import public_message
 from server.protocols.rest import bad_audio, not_base64, not_heard, plain, timed_out, unavailable
 from server.recordings import DecodingError, Recording, RecordingLimits, decode
 from server.service import Service
@@ -108,7 +109,7 @@ class Work:
                 recording.pcm, options, SURFACE, self._policy, service.resources, client=wish.client
             )
         except RecordingError as error:
-            raise not_heard(error.code, error.message) from error
+            raise not_heard(error.code, public_message(error.message)) from error
         return Transcript(final.text.strip(), recording.seconds, known)
 
     async def answer(self, encoded: Sequence[str], question: str, sampling: Sampling) -> Answer:
@@ -128,13 +129,13 @@ class Work:
             try:
                 return await chat.answer(question, [recording.pcm for recording in recordings], sampling)
             except OverloadedError as error:
-                raise unavailable(str(error)) from error
+                raise unavailable(public_message(str(error))) from error
             except TooLongError as error:
                 raise bad_audio(str(error)) from error
             except UnsupportedError as error:
                 raise plain(400, str(error)) from error
             except EngineError as error:
-                raise unavailable(str(error)) from error
+                raise unavailable(public_message(str(error))) from error
 
     async def _recording(self, encoded: str, place: Sequence[str | int], limits: RecordingLimits) -> Recording:
         if limits.most_bytes is not None and len(encoded) // 4 * 3 > limits.most_bytes + 2:
