@@ -11,7 +11,7 @@ import numpy as np
 
 _ENCODERS = {
     # format -> muxer, encoder, its rate (None: the audio's own), options
-    "mp3": ("mp3", "libmp3lame", None, {}),
+    "mp3": ("mp3", "libmp3lame", None, {"b": "96000"}),
     "flac": ("flac", "flac", None, {}),
     "m4a": ("mp4", "aac", None, {"b": "64000"}),
     "ogg": ("ogg", "libopus", 48_000, {}),
