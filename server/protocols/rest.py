@@ -175,6 +175,8 @@ class Continuation:
         if format != self._format:
             return [alone]
         if self._wav is not None:
+            if _wav_start(chunk) is not None:  # a file, and if it is broken it is no samples either
+                return [alone]
             return [alone, Attempt(self._wav.header + self._rest + chunk, continues=True)]
         if self._too_long(chunk):
             return [alone]

@@ -97,6 +97,16 @@ async def test_content_decides_and_a_cut_file_gives_what_is_there(format: str) -
     assert strongest_hertz(recording.pcm) == pytest.approx(700, abs=3)
 
 
+async def test_a_fragmented_m4a_may_be_cut_anywhere_behind_its_header() -> None:
+    file = audio_file(tone(700, 3), "m4a", fragmented=True)
+    header = file.index(b"moof") - 4
+    assert file.count(b"moof") >= 10
+    seconds = [(await decode(file[:cut])).seconds for cut in range(header + len(file) // 8, len(file), 97)]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] == pytest.approx(3, abs=0.3)
+    await refused(file[:header], "empty")
+
+
 async def test_tags_before_the_sound_are_skipped() -> None:
     tag = b"ID3\x04\x00\x00" + bytes([0, 0, 2, 0]) + bytes(256)
     assert (await decode(tag + audio_file(PCM, "flac"))).pcm == PCM
