@@ -60,6 +60,7 @@ class HttpListener:
             ws_max_size=_LARGEST_FRAME_BYTES,
             timeout_graceful_shutdown=_GRACE_SECONDS,
             server_header=False,
+            proxy_headers=False,  # which would believe what anybody on this machine says; Clients asks the trusted ones
         )
         self._server = _Server(config)
 
