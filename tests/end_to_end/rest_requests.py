@@ -40,9 +40,7 @@ async def batch(server: RunningServer, files: Sequence[dict[str, Any]], **more: 
 
 async def understand(server: RunningServer, files: Sequence[bytes], question: str, **more: Any) -> httpx.Response:
     audio_files = [{"data": encoded(file), "format": "wav"} for file in files]
-    return await ask(
-        server, "POST", "/understand/", json={"audio_files": audio_files, "question": question, **more}
-    )
+    return await ask(server, "POST", "/understand/", json={"audio_files": audio_files, "question": question, **more})
 
 
 def text_of(answer: httpx.Response) -> str:

@@ -547,9 +547,7 @@ async def test_a_question_about_files(answering: RunningServer, backend: Backend
 
 
 @pytest.mark.spec("rest-29")
-async def test_defaults_of_a_question_and_tokens_that_are_not_known(
-    answering: RunningServer, backend: Backend
-) -> None:
+async def test_defaults_of_a_question_and_tokens_that_are_not_known(answering: RunningServer, backend: Backend) -> None:
     backend.says("/v1/chat/completions", 200, {"choices": COMPLETION["choices"]})
     try:
         said = (await understand(answering, [HELLO], "Well?")).json()

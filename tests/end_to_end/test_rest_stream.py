@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import signal
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from tests.audio_files import FORMATS, audio_file, stereo, wav_file
+from tests.audio_files import FORMATS, audio_file, wav_file
 from tests.end_to_end.clients import Client, chunks, encoded
 from tests.end_to_end.conftest import Serve
 from tests.end_to_end.running_server import KEY, RunningServer
@@ -94,8 +95,12 @@ async def test_chunks_that_are_files_by_themselves(server: RunningServer, format
 async def test_raw_samples_continue_a_wav_file_wherever_it_is_cut(server: RunningServer) -> None:
     texts = distinct_words(30, seed=1)
     pcm, words = spoken(texts, seed=1)
-    pauses = [0, *(round((a.end + b.start) / 2 * 16_000) * 2 for a, b in zip(words[4::5], words[5::5], strict=False)), len(pcm)]
-    parts = [pcm[a:b] for a, b in zip(pauses, pauses[1:], strict=False)]
+    pauses = [
+        0,
+        *(round((a.end + b.start) / 2 * 16_000) * 2 for a, b in zip(words[4::5], words[5::5], strict=False)),
+        len(pcm),
+    ]
+    parts = [pcm[a:b] for a, b in itertools.pairwise(pauses)]
     async with streaming(server) as client:
         said = [await client.say(0, wav_file(parts[0]))]
         for number, part in enumerate(parts[1:], 1):
