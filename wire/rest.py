@@ -43,7 +43,10 @@ LANGUAGES: tuple[str, ...] = ("en", "es", "fr", "pt", "hi", "de", "nl", "it")
 MOST_BATCH_FILES = 10
 MOST_QUESTION_FILES = 5
 
-_SILENCE = "UklGRiQAAABXQVZFZm10IBAAAAABAAEAgD4AAAB9AAACABAAZGF0YQAAAAA="  # a WAV header, for examples
+_SILENCE = (
+    "UklGRkQAAABXQVZFZm10IBAAAAABAAEAgD4AAAB9AAACABAAZGF0YSAAAAAAAAAAAAAAAAAAAAAA"
+    "AAAAAAAAAAAAAAAAAAAAAAAAAA=="
+)  # a WAV file of a millisecond
 
 
 def _example(**fields: Any) -> ConfigDict:

@@ -149,6 +149,7 @@ class Door:
             self.count("rate_limited")
             seconds = max(1, math.ceil(allowance.reset_seconds))
             raise rate_limited(allowance.limit, self._rates[group].window_seconds, seconds)
+
     async def _visit(self, request: _BoundedRequest, handle: Handler) -> Response:
         """Have a key and a place, be waited for by a server that ends, and be given up with the client that leaves."""
         service = self.service
