@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import av
 
+from wire.mp4 import claims_too_much, without_half_index
 from wire.pcm import BYTES_PER_SAMPLE, SAMPLE_RATE, seconds_of
 
 __all__ = ["DecodingError", "Recording", "RecordingLimits", "decode", "format_of"]
@@ -163,9 +164,13 @@ def _decode(data: bytes, limits: RecordingLimits, given_up: threading.Event) -> 
     format = format_of(data)
     if format is None:
         raise DecodingError("not_audio", f"this is no audio file that can be read: {', '.join(_DEMUXERS)} can")
+    if format == "m4a":
+        if claims_too_much(data):
+            raise DecodingError("not_audio", "the m4a file's index names more than the file can hold")
+        data = without_half_index(data)
     try:
         with av.open(
-            io.BytesIO(_without_half_index(data) if format == "m4a" else data),
+            io.BytesIO(data),
             "r",
             format=_DEMUXERS[format],
             container_options={"codec_whitelist": ",".join(_DECODERS)},
@@ -175,19 +180,6 @@ def _decode(data: bytes, limits: RecordingLimits, given_up: threading.Event) -> 
             return _Decoding(container, format, limits, given_up).run()
     except av.FFmpegError as error:
         raise DecodingError("not_audio", f"the {format} file cannot be decoded: {error.strerror}") from error
-
-
-def _without_half_index(file: bytes) -> bytes:
-    """A fragmented file that was cut inside a fragment's index (ISO 14496-12, ``moof``), which FFmpeg refuses as a whole, without it."""
-    at = 0
-    while at + 8 <= len(file):
-        size = int.from_bytes(file[at : at + 4], "big")
-        if file[at + 4 : at + 8] == b"moof" and at + size > len(file):
-            return file[:at]
-        if size < 8:  # 0: to the end; 1: larger than 4 GiB
-            break
-        at += size
-    return file
 
 
 def _refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:

@@ -173,6 +173,19 @@ async def test_a_small_file_that_unpacks_to_hours_is_stopped_at_the_limit() -> N
     assert stopped < (time.process_time() - began) / 5, "it decoded more than it had to"
 
 
+@pytest.mark.parametrize("claimed", [100_000, 0x1000000, 0x7FFFFFFF, 0xFFFFFFFF])
+@pytest.mark.parametrize("box", ["stsz", "trun"])
+async def test_an_index_of_more_than_the_file_can_hold_is_not_believed(box: str, claimed: int) -> None:
+    file = bytearray(audio_file(tone(700, 2), "m4a", fragmented=box == "trun"))
+    assert len(file) < 40_000
+    at = file.index(box.encode())
+    if box == "stsz":  # all of one size
+        struct.pack_into(">II", file, at + 8, 8, claimed)
+    else:
+        struct.pack_into(">I", file, at + 8, claimed)
+    assert "more than the file can hold" in await refused(bytes(file), "not_audio")
+
+
 async def test_the_event_loop_goes_on_while_a_file_is_decoded_and_a_cancelled_one_is_given_up() -> None:
     hours = audio_file(bytes(32_000 * 3600), "flac")
     loop = asyncio.get_running_loop()
