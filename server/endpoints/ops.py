@@ -47,6 +47,7 @@ def ops_routes(
             "docs_url": "/docs",
             "health_url": "/health",
             "surfaces": list(surfaces),
+            "require_key": keys is not None,
             **(root_extras or {}),
         }
 
