@@ -28,7 +28,7 @@ from server.engines.registry import Models
 from server.listeners import HttpListener, Listener
 from server.metrics import Metrics
 from server.service import Service
-from server.surfaces import ROUTES
+from server.surfaces import FURNISH, ROOT, ROUTES
 
 _log = structlog.get_logger("earmark")
 
@@ -39,8 +39,10 @@ def build_service(settings: Settings, engine: Engine, chat: ChatEngine | None = 
     return Service(Models(engine, names), Metrics(), _voice_factory() if settings.vad else None, chat)
 
 
-def build_app(settings: Settings, service: Service, surfaces: Sequence[str], keys: Keys) -> FastAPI:
-    """The application of one listener.
+def build_app(
+    settings: Settings, service: Service, surfaces: Sequence[str], keys: Keys, *, alone: bool = False
+) -> FastAPI:
+    """The application of one listener; ``alone``: of one that is there for a single surface.
 
     Raises:
         ConfigError: a trusted proxy cannot be understood.
@@ -52,9 +54,12 @@ def build_app(settings: Settings, service: Service, surfaces: Sequence[str], key
     app = FastAPI(title="Earmark", version=project_version())
     if settings.page:
         app.router.routes.extend(page_routes())  # before the operations' own answer to GET /
-    app.include_router(ops_routes(service, surfaces, keys if settings.require_key else None))
+    extras = {key: value for surface in surfaces for key, value in ROOT.get(surface, {}).items()}
+    app.include_router(ops_routes(service, surfaces, keys if settings.require_key else None, extras))
     for surface in (name for name in ROUTES if name in surfaces):  # their order decides where two have one path
         app.include_router(ROUTES[surface](settings, service, keys, clients))
+        if surface in FURNISH:
+            FURNISH[surface](app, alone=alone)
     return app
 
 
@@ -70,7 +75,7 @@ def build_listeners(settings: Settings, service: Service, keys: Keys) -> list[Li
         public = build_app(settings, service, [name for name in settings.surfaces if name in ROUTES], keys)
         listeners.append(HttpListener("public", public, settings.host, settings.port))
         for surface, port in settings.own_ports.items():
-            app = build_app(settings, service, [surface], keys)
+            app = build_app(settings, service, [surface], keys, alone=True)
             listeners.append(HttpListener(surface, app, settings.host, port))
     except BaseException:
         for listener in listeners:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import av
 
+from wire.mp4 import claims_too_much, without_half_index
 from wire.pcm import BYTES_PER_SAMPLE, SAMPLE_RATE, seconds_of
 
 __all__ = ["DecodingError", "Recording", "RecordingLimits", "decode", "format_of"]
@@ -163,6 +164,10 @@ def _decode(data: bytes, limits: RecordingLimits, given_up: threading.Event) -> 
     format = format_of(data)
     if format is None:
         raise DecodingError("not_audio", f"this is no audio file that can be read: {', '.join(_DEMUXERS)} can")
+    if format == "m4a":
+        if claims_too_much(data):
+            raise DecodingError("not_audio", "the m4a file's index names more than the file can hold")
+        data = without_half_index(data)
     try:
         with av.open(
             io.BytesIO(data),

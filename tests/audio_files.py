@@ -11,7 +11,7 @@ import numpy as np
 
 _ENCODERS = {
     # format -> muxer, encoder, its rate (None: the audio's own), options
-    "mp3": ("mp3", "libmp3lame", None, {}),
+    "mp3": ("mp3", "libmp3lame", None, {"b": "96000"}),
     "flac": ("flac", "flac", None, {}),
     "m4a": ("mp4", "aac", None, {"b": "64000"}),
     "ogg": ("ogg", "libopus", 48_000, {}),
@@ -39,15 +39,18 @@ def stereo(left: bytes, right: bytes) -> bytes:
 
 
 def audio_file(pcm: bytes, format: str, rate: int = 16_000, channels: int = 1, fragmented: bool = False) -> bytes:
-    """The audio (16-bit, channels interleaved) as a file of the format: one of FORMATS, ``vorbis``, ``aac`` or ``webm``."""
+    """The audio (16-bit, channels interleaved) as a file of the format: one of FORMATS, ``vorbis``, ``aac`` or ``webm``.
+
+    ``fragmented`` is for m4a: a quarter of a second in each fragment.
+    """
     if format == "wav":
         return wav_file(pcm, rate, channels)
     muxer, encoder, own_rate, options = _ENCODERS[format]
     file = io.BytesIO()
     layout = "stereo" if channels == 2 else "mono"
-    movflags = {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if fragmented else {}
+    fragments = {"movflags": "empty_moov+default_base_moof", "frag_duration": "250000"} if fragmented else {}
     container: Any
-    with av.open(file, "w", format=muxer, options=movflags) as container:
+    with av.open(file, "w", format=muxer, options=fragments) as container:
         stream = container.add_stream(encoder, rate=own_rate or rate, layout=layout, options=options)
         frame = av.AudioFrame.from_ndarray(np.frombuffer(pcm, "<i2").reshape(1, -1), format="s16", layout=layout)
         frame.sample_rate = rate

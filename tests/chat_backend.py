@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
+import wave
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,3 +88,9 @@ def chat_backend() -> Iterator[Backend]:
         yield backend
         server.shutdown()
         thread.join()
+
+
+def samples(file: bytes) -> bytes:
+    """The PCM of a WAV file."""
+    with wave.open(io.BytesIO(file)) as reader:
+        return bytes(reader.readframes(reader.getnframes()))

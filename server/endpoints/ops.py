@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter, Request, Response
@@ -28,8 +28,13 @@ def project_version() -> str:
         return "0+source"
 
 
-def ops_routes(service: Service, surfaces: Sequence[str], keys: Keys | None = None) -> APIRouter:
-    """Health, metrics and models. While draining, health is 503. Where keys are given, one is required of everything below ``/v1``."""
+def ops_routes(
+    service: Service, surfaces: Sequence[str], keys: Keys | None = None, root_extras: Mapping[str, object] | None = None
+) -> APIRouter:
+    """Health, metrics and models. While draining, health is 503. Where keys are given, one is required of everything below ``/v1``.
+
+    ``root_extras`` are what surfaces have ``GET /`` say beside what it says anyway.
+    """
     router = APIRouter()
 
     @router.get("/")
@@ -44,16 +49,17 @@ def ops_routes(service: Service, surfaces: Sequence[str], keys: Keys | None = No
             "health_url": "/health",
             "surfaces": list(surfaces),
             "require_key": keys is not None,
+            **(root_extras or {}),
         }
 
     @router.get("/healthz")
     async def healthz() -> JSONResponse:
-        status = _status(service)
+        status = health_status(service)
         return JSONResponse({"status": "ok" if status == "healthy" else status}, 200 if status == "healthy" else 503)
 
     @router.get("/health")
     async def health() -> JSONResponse:
-        status = _status(service)
+        status = health_status(service)
         model = service.models.default
         body: dict[str, object] = {
             "status": status,
@@ -108,7 +114,7 @@ def ops_routes(service: Service, surfaces: Sequence[str], keys: Keys | None = No
     return router
 
 
-def _status(service: Service) -> str:
+def health_status(service: Service) -> str:
     """``healthy``, or why nobody should be sent here. An engine that has died says ``failed`` among its figures."""
     if service.models.default.engine.metrics().get("failed"):
         return "engine_failed"

@@ -66,6 +66,18 @@ DEFAULTS_OF_THE_SPEC = {
     "VLLM_DISABLE_COMPILE_CACHE": ("disable_compile_cache", True),
     "SHOW_VLLM_LOGS": ("show_vllm_logs", False),
 }
+DEFAULTS_OF_REST = {
+    "MAX_FILE_SIZE_MB": ("max_file_size_mb", 100.0),
+    "MAX_AUDIO_DURATION_SECONDS": ("max_audio_duration_seconds", 1800.0),
+    "EARMARK_MAX_QUESTION_AUDIO_SECONDS": ("max_question_audio_seconds", 2400.0),
+    "VOXTRAL_TIMEOUT": ("processing_timeout_s", 300.0),
+    "RATE_LIMIT_REQUESTS": ("rate_limit_requests", 100),
+    "RATE_LIMIT_WINDOW": ("rate_limit_window", 60.0),
+    "EARMARK_RATE_LIMIT_TRANSCRIPTION": ("rate_limit_transcription", 50),
+    "EARMARK_RATE_LIMIT_UNDERSTANDING": ("rate_limit_understanding", 20),
+    "EARMARK_RATE_LIMIT_BATCH": ("rate_limit_batch", 10),
+    "EARMARK_MAX_CHUNK_SIZE_MB": ("max_chunk_size_mb", 10.0),
+}
 
 
 @pytest.mark.parametrize("variable", DEFAULTS_OF_THE_SPEC)
@@ -97,6 +109,13 @@ DEFAULTS_OF_SESSIONS = {
 @pytest.mark.parametrize("variable", DEFAULTS_OF_SESSIONS)
 def test_defaults_are_those_of_the_session_protocol(setting: Any, variable: str) -> None:
     field, default = DEFAULTS_OF_SESSIONS[variable]
+    assert environment_names(field) == [variable]
+    assert getattr(setting(), field) == default
+
+
+@pytest.mark.parametrize("variable", DEFAULTS_OF_REST)
+def test_defaults_are_those_of_the_rest_surface(setting: Any, variable: str) -> None:
+    field, default = DEFAULTS_OF_REST[variable]
     assert environment_names(field) == [variable]
     assert getattr(setting(), field) == default
 
@@ -222,6 +241,20 @@ BAD = {
     "max_queued_seconds": ["0", "-1", "abc", "inf", "nan"],
     "park_seconds": ["0", "-1", "abc", "inf"],
     "unlimited": ["perhaps"],
+    "max_file_size_mb": ["0", "-1", "2049", "big", "nan", "inf"],
+    "max_audio_duration_seconds": ["long", "nan", "inf"],
+    "max_question_audio_seconds": ["long", "nan", "inf"],
+    "processing_timeout_s": ["soon", "nan", "inf"],
+    "upload_idle_s": ["soon", "nan", "inf"],
+    "rate_limit_window": ["0", "-1", "minute", "nan", "inf"],
+    "rate_limit_requests": ["many", "1.5"],
+    "rate_limit_transcription": ["many", "1.5"],
+    "rate_limit_batch": ["many", "1.5"],
+    "rate_limit_understanding": ["many", "1.5"],
+    "max_rest_requests": ["many", "1.5"],
+    "max_rest_streams": ["many", "1.5"],
+    "max_upload_mb": ["0", "-1", "much", "nan", "inf"],
+    "max_chunk_size_mb": ["0", "-1", "12", "much", "nan", "inf"],
     "openai_max_file_mb": ["many", "1.5", "nan"],
     "openai_max_audio_seconds": ["long", "nan", "inf"],
     "openai_timeout_seconds": ["long", "nan", "inf"],

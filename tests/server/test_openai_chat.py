@@ -6,9 +6,7 @@ import asyncio
 import base64
 import email.parser
 import email.policy
-import io
 import json
-import wave
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -26,7 +24,7 @@ from server.engines.base import (
     UnsupportedError,
 )
 from server.engines.openai_chat import OpenAiChatEngine, OpenAiChatSettings
-from tests.chat_backend import COMPLETION, MODELS, Backend, chat_backend
+from tests.chat_backend import COMPLETION, MODELS, Backend, chat_backend, samples
 
 PCM = bytes(range(200)) * 16
 
@@ -45,11 +43,6 @@ async def running(backend: Backend, **settings: Any) -> AsyncIterator[OpenAiChat
         yield engine
     finally:
         await engine.stop()
-
-
-def samples(file: bytes) -> bytes:
-    with wave.open(io.BytesIO(file)) as reader:
-        return bytes(reader.readframes(reader.getnframes()))
 
 
 def form(headers: dict[str, str], body: bytes) -> dict[str, bytes]:
