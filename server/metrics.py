@@ -88,6 +88,9 @@ class Metrics:
         )
         self.tasks = gauge("tasks", "Tasks of the event loop: a few for the server, three per open connection")
         self.engine = gauge("engine", "Figures of the engine at the moment", "figure")
+        self.model = gauge(
+            "model", "Figures of every loaded model's engine, and how many clients hold it", "model", "figure"
+        )
         self.chat = gauge("chat", "Figures of the chat engine at the moment", "figure")
 
 

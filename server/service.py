@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from server.core.rpc_figures import RpcFigures
 from server.core.voice import VoiceDetector
 from server.engines.base import ChatEngine
 from server.engines.registry import Model, Models, UnknownModelError
@@ -31,14 +32,19 @@ class Guest(Protocol):
 
 @dataclass(slots=True)
 class Service:
-    """See the module. ``observers`` make what watches every hearing, given the surface's name and the client's address."""
+    """See the module. ``observers`` make what watches every hearing, given the surface's name and the client's address (None
+    where there is nothing to watch); ``serving`` are the
+    listeners that accept at the moment, by their names.
+    """
 
     models: Models
     metrics: Metrics
     voice: Callable[[], VoiceDetector] | None = None
     chat: ChatEngine | None = None
-    observers: list[Callable[[str, str], Observer]] = field(default_factory=list)
+    observers: list[Callable[[str, str], Observer | None]] = field(default_factory=list)
     guests: set[Guest] = field(default_factory=set)
+    figures: RpcFigures = field(default_factory=RpcFigures)
+    serving: set[str] = field(default_factory=set)
     draining: bool = False
 
     @property
@@ -77,7 +83,8 @@ class Service:
             await asyncio.sleep(0.02)
 
     def _observe(self, surface: str, client: str) -> Sequence[Observer]:
-        return [make(surface, client) for make in self.observers]
+        made = (make(surface, client) for make in self.observers)
+        return [observer for observer in made if observer is not None]
 
     def _served(self, model: Model) -> Served:
         info = model.engine.info

@@ -74,22 +74,32 @@ def ops_routes(service: Service, surfaces: Sequence[str], keys: Keys | None = No
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        service.metrics.tasks.set(len(asyncio.all_tasks()))
-        for figure, value in service.models.default.engine.metrics().items():
-            service.metrics.engine.labels(figure).set(value)
-        for figure, value in service.chat.metrics().items() if service.chat else ():
-            service.metrics.chat.labels(figure).set(value)
-        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(exposition(service), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/v1/models")
     async def list_models(request: Request) -> Response:
         if keys is not None and bearer_key(request) not in keys:
             return JSONResponse({"error": "Unauthorized"}, 401)
         return JSONResponse(
-            {"object": "list", "data": [entry for model in service.models for entry in _entries(model)]}
+            {"object": "list", "data": [_entry(name, model) for name, model in service.models.owners.items()]}
         )
 
     return router
+
+
+def exposition(service: Service) -> bytes:
+    """All metrics in the Prometheus text format, figures of the moment as they are now."""
+    metrics = service.metrics
+    metrics.tasks.set(len(asyncio.all_tasks()))
+    for figure, value in service.models.default.engine.metrics().items():
+        metrics.engine.labels(figure).set(value)
+    metrics.model.clear()  # of those that were unloaded
+    for model in service.models:
+        for figure, value in (model.engine.metrics() | {"clients": len(model.holders)}).items():
+            metrics.model.labels(model.id, figure).set(value)
+    for figure, value in service.chat.metrics().items() if service.chat else ():
+        metrics.chat.labels(figure).set(value)
+    return generate_latest(metrics.registry)
 
 
 def _status(service: Service) -> str:
@@ -108,22 +118,19 @@ def _chat_status(chat: ChatEngine | None) -> dict[str, object] | None:
     return {"status": status, "engine": chat.info.name, "model": chat.info.model, **figures}
 
 
-def _entries(model: Model) -> list[dict[str, object]]:
-    """The model under each of its names."""
+def _entry(name: str, model: Model) -> dict[str, object]:
+    """The model under one of its names."""
     info = model.engine.info
-    return [
-        {
-            "id": name,
-            "object": "model",
-            "created": _STARTED,
-            "owned_by": "earmark",
-            # additive, for clients that want to know what they measure
-            "engine": info.name,
-            "caveat": info.caveat,
-            "slots": info.slots,
-            "languages": list(info.languages),
-            "delay_ms": round(info.default_delay_seconds * 1000),
-            "delays_ms": [round(delay * 1000) for delay in info.delays_seconds],
-        }
-        for name in model.names
-    ]
+    return {
+        "id": name,
+        "object": "model",
+        "created": _STARTED,
+        "owned_by": "earmark",
+        # additive, for clients that want to know what they measure
+        "engine": info.name,
+        "caveat": info.caveat,
+        "slots": info.slots,
+        "languages": list(info.languages),
+        "delay_ms": round(info.default_delay_seconds * 1000),
+        "delays_ms": [round(delay * 1000) for delay in info.delays_seconds],
+    }

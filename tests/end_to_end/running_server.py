@@ -32,7 +32,9 @@ class RunningServer:
     ) -> None:
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
         self.process = subprocess.Popen(
-            command(*engine_options(engine), "--port", "0", "--host", "127.0.0.1", "--announce", *options),
+            command(
+                *engine_options(engine), "--port", "0", "--host", "127.0.0.1", "--ops-port", "0", "--announce", *options
+            ),
             cwd=ROOT,
             env=clean_environment({"VOXTRAL_API_KEY": key} | dict(environment or {})),
             stdout=subprocess.PIPE,
@@ -40,7 +42,9 @@ class RunningServer:
             text=True,
         )
         try:
-            self.port = int(self._ready()["port"])
+            self.ready = self._ready()
+            self.port = int(self.ready["port"])
+            self.ops_port: int | None = self.ready["ops_port"]
         except BaseException:
             self.kill()
             raise

@@ -185,12 +185,30 @@ BAD = {
     "max_queued_seconds": ["0", "-1", "abc", "inf", "nan"],
     "park_seconds": ["0", "-1", "abc", "inf"],
     "unlimited": ["perhaps"],
+    "ops": ["perhaps"],
+    "ops_port": ["-1", "65536", "http", "8001.5"],
+    "ops_rate": ["-1", "often", "nan", "inf"],
+    "ops_burst": ["-1", "many", "nan", "inf"],
+    "ops_show_api_keys": ["perhaps"],
+    "health_window_seconds": ["0", "-1", "long", "inf", "nan"],
+    "health_min_events": ["0", "-1", "few", "1.5"],
+    "health_max_timeout_ratio": ["-0.1", "1.1", "half", "nan"],
+    "health_min_success_ratio": ["-0.1", "1.1", "half", "nan"],
+    "persist_audio": ["perhaps"],
+    "audio_queue_chunks": ["-1", "many", "1.5"],
+    "audio_max_bytes": ["all", "1.5"],
+    "audio_max_files": ["all", "1.5"],
+    "audio_max_age_days": ["old", "nan", "inf"],
+    "log_transcripts": ["perhaps"],
+    "transcript_retention_days": ["-1", "long", "1.5"],
     "drain_seconds": ["-1", "abc", "inf", "nan"],
     "log_level": ["loud", "notset"],
     "log_format": ["xml"],
 }
 ANY_TEXT = {"host", "api_key", "api_keys", "model_id", "served_model_name", "script", "backends", "backend_api_key"}
-ANY_TEXT |= {"trusted_proxies"}  # names are looked up when the server is put together
+ANY_TEXT |= {"ops_host", "ops_allowlist", "audio_directory", "transcript_file"}
+ANY_TEXT |= {"model_profiles", "default_model_profile"}  # the file is read when the server is put together
+ANY_TEXT |= {"trusted_proxies", "ops_trusted_proxies"}  # names are looked up when the server is put together
 ANY_TEXT |= {"model_dir", "compilation_config"}  # read by the vllm engine, which complains itself
 ANY_TEXT |= {"chat_model_dir", "chat_model_id", "chat_url", "chat_api_key"}
 
