@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -31,6 +32,8 @@ from server.engines.registry import Models
 from server.listeners import HttpListener, Listener
 from server.metrics import Metrics
 from server.observers.counting import COUNTS_ITSELF, Counting
+from server.observers.recordings import Recordings, Retention
+from server.observers.transcripts import Telling, Transcripts
 from server.service import Service
 from server.surfaces import ROUTES
 from server.surfaces.operations import operations_app
@@ -61,6 +64,40 @@ def build_app(settings: Settings, service: Service, surfaces: Sequence[str], key
     for surface in surfaces:
         app.include_router(ROUTES[surface](settings, service, keys, clients))
     return app
+
+
+def keep(settings: Settings, service: Service, ending: AsyncExitStack) -> None:
+    """Have kept of streams what the settings say, until ``ending``.
+
+    Raises:
+        ConfigError: a folder or file of them cannot be written.
+    """
+    if settings.persist_audio:
+        retention = Retention(settings.audio_max_age_days, settings.audio_max_files, settings.audio_max_bytes)
+        directory = Path(settings.audio_directory).expanduser()
+        try:
+            recordings = Recordings(directory, settings.audio_queue_chunks, retention, service.metrics)
+        except OSError as error:
+            raise ConfigError(f"--audio-directory={directory} (or EARMARK_AUDIO_DIRECTORY): {error}") from None
+        service.observers.append(recordings.watch)
+        ending.callback(recordings.stop)
+    sink = _transcripts(settings, service)
+    if sink is not None:
+        ending.callback(sink.stop)
+    service.observers.append(lambda surface, client: Telling(sink, surface, client))
+
+
+def _transcripts(settings: Settings, service: Service) -> Transcripts | None:
+    if not settings.log_transcripts:
+        return None
+    if not settings.transcript_file:
+        _log.warning("no transcripts are written: --log-transcripts needs a --transcript-file")
+        return None
+    path = Path(settings.transcript_file).expanduser()
+    try:
+        return Transcripts(path, settings.transcript_retention_days, service.metrics)
+    except OSError as error:
+        raise ConfigError(f"--transcript-file={path} (or EARMARK_TRANSCRIPT_FILE): {error}") from None
 
 
 def build_loader(settings: Settings, service: Service) -> tuple[Loader, Plans]:
@@ -147,6 +184,7 @@ async def run(settings: Settings) -> None:
     service = build_service(settings, engine, chat)
     _log.info("starting engine", engine=engine.info.name, reason=reason, model=engine.info.model)
     async with AsyncExitStack() as started:
+        keep(settings, service, started)
         loader, plans = build_loader(settings, service)
         listeners = build_listeners(settings, service, Keys(keys), loader, plans)
         for listener in listeners:

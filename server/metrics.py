@@ -91,6 +91,11 @@ class Metrics:
         self.model = gauge(
             "model", "Figures of every loaded model's engine, and how many clients hold it", "model", "figure"
         )
+        self.recordings = counter("recordings", "Files of kept audio: written, removed, failed", "outcome")
+        self.recording_dropped = counter(
+            "recording_dropped_chunks", "Audio that waited too long to be written and was not"
+        )
+        self.transcripts_dropped = counter("transcripts_dropped", "Transcripts that were to be written and were not")
         self.chat = gauge("chat", "Figures of the chat engine at the moment", "figure")
 
 
