@@ -60,6 +60,7 @@ class HttpListener:
             ws_max_size=_LARGEST_FRAME_BYTES,
             timeout_graceful_shutdown=_GRACE_SECONDS,
             server_header=False,
+            proxy_headers=False,  # who is believed is ours to say: uvicorn believes whatever comes from this machine
         )
         self._server = _Server(config)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,7 +100,7 @@ class Loader:
             async with self._turn:
                 job.status, job.started_at = "running", self._clock()
                 _log.info("loading a model", model=job.model_id)
-                engine = await asyncio.to_thread(make)
+                engine = await _in_a_thread(make)
                 await self.models.load(job.model_id, engine)
         except asyncio.CancelledError:
             self._end(job, "the server ended meanwhile")
@@ -117,3 +119,29 @@ class Loader:
         over = [model_id for model_id, job in self._jobs.items() if job.over]
         for model_id in over[: max(0, len(self._jobs) - MOST_REMEMBERED + 1)]:
             del self._jobs[model_id]
+
+
+async def _in_a_thread(make: Callable[[], Engine]) -> Engine:
+    """Call it in a thread that the process does not wait for when it ends, unlike those of the loop's executor."""
+    loop = asyncio.get_running_loop()
+    made: asyncio.Future[Engine] = loop.create_future()
+
+    def settle(engine: Engine | None, error: Exception | None) -> None:
+        if made.done():
+            return  # nobody waits any more
+        if engine is not None:
+            made.set_result(engine)
+        elif error is not None:
+            made.set_exception(error)
+
+    def work() -> None:
+        engine, error = None, None
+        try:
+            engine = make()
+        except Exception as raised:  # noqa: BLE001 - handed to who waits
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, engine, error)
+
+    threading.Thread(target=work, name="model-loading", daemon=True).start()
+    return await made
