@@ -31,8 +31,8 @@ from server.engines.loading import Loader
 from server.engines.registry import Models
 from server.listeners import HttpListener, Listener
 from server.metrics import Metrics
+from server.observers.capture import Capture, Retention
 from server.observers.counting import COUNTS_ITSELF, Counting
-from server.observers.recordings import Recordings, Retention
 from server.observers.transcripts import Telling, Transcripts
 from server.service import Service
 from server.surfaces import ROUTES
@@ -76,11 +76,11 @@ def keep(settings: Settings, service: Service, ending: AsyncExitStack) -> None:
         retention = Retention(settings.audio_max_age_days, settings.audio_max_files, settings.audio_max_bytes)
         directory = Path(settings.audio_directory).expanduser()
         try:
-            recordings = Recordings(directory, settings.audio_queue_chunks, retention, service.metrics)
+            capture = Capture(directory, settings.audio_queue_chunks, retention, service.metrics)
         except OSError as error:
             raise ConfigError(f"--audio-directory={directory} (or EARMARK_AUDIO_DIRECTORY): {error}") from None
-        service.observers.append(recordings.watch)
-        ending.callback(recordings.stop)
+        service.observers.append(capture.watch)
+        ending.callback(capture.stop)
     sink = _transcripts(settings, service)
     if sink is not None:
         ending.callback(sink.stop)

@@ -91,7 +91,7 @@ class Metrics:
         self.model = gauge(
             "model", "Figures of every loaded model's engine, and how many clients hold it", "model", "figure"
         )
-        self.recordings = counter("recordings", "Files of kept audio: written, removed, failed", "outcome")
+        self.captures = counter("captures", "Files of kept audio: written, removed, failed", "outcome")
         self.recording_dropped = counter(
             "recording_dropped_chunks", "Audio that waited too long to be written and was not"
         )

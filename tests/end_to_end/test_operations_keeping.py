@@ -52,7 +52,7 @@ def audio(path: Path) -> bytes:
 
 
 def written(server: RunningServer, count: int) -> Callable[[], bool]:
-    return lambda: server.metric("earmark_recordings_total", outcome="written") == count
+    return lambda: server.metric("earmark_captures_total", outcome="written") == count
 
 
 def test_every_surface_has_a_speaker_here(serve: Serve) -> None:
@@ -77,7 +77,7 @@ async def test_every_surface_leaves_the_audio_as_it_was_received(own_server: Ser
         assert audio(newest) == pcm
     assert len(recordings(directory)) == len(SPEAKERS)
     assert all(NAME.fullmatch(path.name) for path in recordings(directory))
-    assert server.metric("earmark_recording_dropped_chunks_total") == 0
+    assert server.metric("earmark_capture_dropped_chunks_total") == 0
 
 
 @pytest.mark.spec("operations-42")
@@ -85,7 +85,7 @@ async def test_nothing_is_kept_unless_asked_for(serve: Serve) -> None:
     server = serve(*FREE)
     await say_over_yap(server, sentence("gone"))
     assert not list(ROOT.glob("data/audio/*"))
-    assert server.metric("earmark_recordings_total", outcome="written") == 0
+    assert server.metric("earmark_captures_total", outcome="written") == 0
 
 
 @pytest.mark.spec("operations-43")
@@ -203,7 +203,7 @@ async def test_a_folder_that_goes_away_costs_no_stream_anything(own_server: Serv
     server = own_server(*FREE, "--persist-audio", "--audio-directory", str(directory))
     directory.rmdir()
     await say_over_yap(server, sentence("all", "is", "well"))
-    await until(lambda: server.metric("earmark_recordings_total", outcome="failed") >= 1, "it is counted")
+    await until(lambda: server.metric("earmark_captures_total", outcome="failed") >= 1, "it is counted")
     assert "audio is not recorded" in server.log()
     assert "Traceback" not in server.log()
 

@@ -16,7 +16,7 @@ from server.metrics import Metrics
 from server.observers.writing import Writer
 from wire.pcm import SAMPLE_RATE
 
-_log = structlog.get_logger("earmark.recordings")
+_log = structlog.get_logger("earmark.capture")
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]")
 _DAY_SECONDS = 86400.0
@@ -48,7 +48,7 @@ class Retention:
         return gone
 
 
-class Recordings:
+class Capture:
     """See the module. ``directory`` is made.
 
     Raises:
@@ -67,7 +67,7 @@ class Recordings:
         self.most_waiting = most_waiting
         self.metrics = metrics
         self.clock = clock
-        self.writer = Writer("recordings", self._failed)
+        self.writer = Writer("capture", self._failed)
         self._retention = retention
         self._being_written: set[Path] = set()
         directory.mkdir(parents=True, exist_ok=True)
@@ -75,9 +75,9 @@ class Recordings:
         probe.touch()
         probe.unlink()
 
-    def watch(self, surface: str, client: str) -> Recording:  # noqa: ARG002 - part of what makes observers
+    def watch(self, surface: str, client: str) -> CapturedStream:  # noqa: ARG002 - part of what makes observers
         """An observer that records one stream."""
-        return Recording(self)
+        return CapturedStream(self)
 
     def stop(self) -> None:
         """Write what waits."""
@@ -105,7 +105,7 @@ class Recordings:
     def finished(self, path: Path) -> None:
         """A file is complete: remove what is too much now."""
         self._being_written.discard(path)
-        self.metrics.recordings.labels("written").inc()
+        self.metrics.captures.labels("written").inc()
         found = []
         for other in self.directory.glob("*.wav"):
             if other not in self._being_written:
@@ -117,32 +117,32 @@ class Recordings:
         found.sort()
         for _, _, old in found[: self._retention.superfluous([(at, size) for at, size, _ in found], self.clock())]:
             old.unlink(missing_ok=True)
-            self.metrics.recordings.labels("removed").inc()
+            self.metrics.captures.labels("removed").inc()
 
     def _failed(self, error: Exception) -> None:
-        self.metrics.recordings.labels("failed").inc()
+        self.metrics.captures.labels("failed").inc()
         _log.warning("audio is not recorded", error=str(error))
 
 
-class Recording:
+class CapturedStream:
     """An observer of one stream. Nothing is opened before there is audio, so that a stream without any leaves no file."""
 
-    def __init__(self, recordings: Recordings) -> None:
-        self._recordings = recordings
+    def __init__(self, capture: Capture) -> None:
+        self._capture = capture
         self._name = ""
         self._path: Path | None = None
         self._raw: wave.Wave_write | None = None
-        self._lane = recordings.writer.lane(self._write, self._end, recordings.most_waiting)
+        self._lane = capture.writer.lane(self._write, self._end, capture.most_waiting)
         self._used = False
 
     def command(self, command: Command, now: float) -> None:  # noqa: ARG002 - part of Observer
         """Audio is kept as it comes, before anything is dropped of it."""
         match command:
             case Start(utterance) if not self._name:
-                self._name = file_name(utterance, self._recordings.clock())
+                self._name = file_name(utterance, self._capture.clock())
             case Audio(pcm) if pcm:
                 self._used = True
-                self._recordings.metrics.recording_dropped.inc(self._lane.put(pcm))
+                self._capture.metrics.capture_dropped.inc(self._lane.put(pcm))
             case _:
                 pass
 
@@ -158,13 +158,13 @@ class Recording:
 
     def _write(self, pieces: Sequence[bytes]) -> None:
         if self._raw is None:
-            self._path, self._raw = self._recordings.open(self._name or file_name("", self._recordings.clock()))
+            self._path, self._raw = self._capture.open(self._name or file_name("", self._capture.clock()))
         self._raw.writeframes(b"".join(pieces))  # and sets the length in the header
 
     def _end(self) -> None:
         if self._raw is not None and self._path is not None:
             self._raw.close()
-            self._recordings.finished(self._path)
+            self._capture.finished(self._path)
 
 
 def file_name(stream: str, at: float) -> str:
