@@ -24,7 +24,7 @@ from server.endpoints.auth import Keys
 from server.endpoints.ops import ops_routes, project_version
 from server.engines.base import ChatEngine, Engine
 from server.engines.registry import Models
-from server.listeners import HttpListener, Listener
+from server.listeners import GrpcListener, HttpListener, Listener
 from server.metrics import Metrics
 from server.service import Service
 from server.surfaces import ROUTES
@@ -44,15 +44,19 @@ def build_app(settings: Settings, service: Service, surfaces: Sequence[str], key
     Raises:
         ConfigError: a trusted proxy cannot be understood.
     """
-    try:
-        clients = Clients([network for name in settings.trusted_proxies for network in read_network(name)])
-    except ValueError as error:
-        raise ConfigError(f"--trusted-proxies (or EARMARK_TRUSTED_PROXIES): {error}") from None
+    clients = _clients(settings)
     app = FastAPI(title="Earmark", version=project_version())
     app.include_router(ops_routes(service, surfaces, keys if settings.require_key else None))
     for surface in surfaces:
         app.include_router(ROUTES[surface](settings, service, keys, clients))
     return app
+
+
+def _clients(settings: Settings) -> Clients:
+    try:
+        return Clients([network for name in settings.trusted_proxies for network in read_network(name)])
+    except ValueError as error:
+        raise ConfigError(f"--trusted-proxies (or EARMARK_TRUSTED_PROXIES): {error}") from None
 
 
 def build_listeners(settings: Settings, service: Service, keys: Keys) -> list[Listener]:
@@ -69,11 +73,21 @@ def build_listeners(settings: Settings, service: Service, keys: Keys) -> list[Li
         for surface, port in settings.own_ports.items():
             app = build_app(settings, service, [surface], keys)
             listeners.append(HttpListener(surface, app, settings.host, port))
+        if "grpc" in settings.surfaces:
+            listeners.append(_grpc_listener(settings, service))
     except BaseException:
         for listener in listeners:
             listener.close()
         raise
     return listeners
+
+
+def _grpc_listener(settings: Settings, service: Service) -> Listener:
+    from server.surfaces import rpc  # grpc takes a while to import
+
+    credentials = rpc.credentials(settings)
+    server = rpc.server(settings, service, _clients(settings))
+    return GrpcListener("grpc", server, settings.host, settings.grpc_port, credentials)
 
 
 def _voice_factory() -> Callable[[], VoiceDetector] | None:

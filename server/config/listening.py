@@ -8,7 +8,7 @@ from pydantic import field_validator
 
 from server.config.fields import Names, Part, setting
 
-SURFACES = ("yap", "realtime")
+SURFACES = ("yap", "realtime", "grpc")
 
 
 class Listening(Part):
