@@ -40,7 +40,9 @@ class RunningServer:
             text=True,
         )
         try:
-            self.port = int(self._ready()["port"])
+            ready = self._ready()
+            self.port = int(ready["port"])
+            self.grpc_port = int(ready["grpc_port"] or 0)
         except BaseException:
             self.kill()
             raise

@@ -1,0 +1,127 @@
+"""Clients of ``stt.STTBackend`` over real channels, as the system's own programs use it."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from tests.end_to_end.running_server import RunningServer
+from wire.stt.stt_pb2 import AudioChunk, SessionRequest, SessionResponse, STTResult
+from wire.stt.stt_pb2_grpc import STTBackendStub
+
+SECONDS = 20.0
+"""Nothing in these tests takes so long."""
+
+
+@dataclass
+class Ended:
+    """How a stream went."""
+
+    results: list[STTResult]
+    code: grpc.StatusCode
+    details: str
+    trailing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def finals(self) -> list[str]:
+        return [result.text for result in self.results if result.is_final]
+
+    @property
+    def partials(self) -> list[str]:
+        return [result.text for result in self.results if not result.is_final]
+
+
+def address(server: RunningServer) -> str:
+    return f"127.0.0.1:{server.grpc_port}"
+
+
+@asynccontextmanager
+async def stub(server: RunningServer, **options: Any) -> AsyncIterator[Any]:
+    """A connection of one's own to the server."""
+    async with grpc.aio.insecure_channel(
+        address(server), options=[("grpc.use_local_subchannel_pool", 1), *options.get("options", ())]
+    ) as channel:
+        yield STTBackendStub(channel)
+
+
+def new_id() -> str:
+    return f"test-{uuid.uuid4().hex[:8]}"
+
+
+async def create(backend: Any, session_id: str | None = None, **fields: Any) -> tuple[str, SessionResponse]:
+    """A session; voice activity detection is off unless asked for."""
+    session_id = new_id() if session_id is None else session_id
+    fields.setdefault("vad_threshold_override", 0.0)
+    if fields["vad_threshold_override"] is None:
+        del fields["vad_threshold_override"]
+    request = SessionRequest(session_id=session_id, **fields)
+    return session_id, await backend.CreateSession(request, timeout=SECONDS)
+
+
+async def refusal(call: Any) -> tuple[str, str]:
+    """Status name and code of an RPC that has to fail."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code().name, (error.details() or "").split(" ")[0]
+    raise AssertionError("it did not fail")
+
+
+def chunks(
+    pcm: bytes,
+    session_id: str = "",
+    rate: int = 16_000,
+    chunk_ms: int = 100,
+    token: str = "",
+    *,
+    final: str = "last",
+) -> list[AudioChunk]:
+    """The audio cut; ``final``: is_final on the ``last`` chunk, on an ``empty`` one after it, or ``never``."""
+    size = rate * chunk_ms // 1000 * 2
+    cut = [
+        AudioChunk(pcm16=pcm[at : at + size], sample_rate=rate, session_id=session_id, session_token=token)
+        for at in range(0, len(pcm), size)
+    ]
+    if final == "empty":
+        cut.append(AudioChunk(session_id=session_id, session_token=token, sample_rate=rate, is_final=True))
+    elif final == "last":
+        cut[-1].is_final = True
+    return cut
+
+
+async def ended(call: Any) -> Ended:
+    """Read a stream to its end."""
+    results: list[STTResult] = []
+    try:
+        async with asyncio.timeout(SECONDS):
+            async for result in call:
+                results.append(result)
+    except grpc.aio.AioRpcError:
+        pass
+    code, details = await call.code(), await call.details()
+    trailing = {key: str(value) for key, value in await call.trailing_metadata() or ()}
+    return Ended(results, code, details or "", trailing)
+
+
+async def stream(backend: Any, sent: Sequence[AudioChunk], metadata: Mapping[str, str] | None = None) -> Ended:
+    """Send these chunks, close this side, and read to the end."""
+
+    async def up() -> AsyncIterator[AudioChunk]:
+        for chunk in sent:
+            yield chunk
+
+    return await ended(backend.StreamingRecognize(up(), metadata=tuple((metadata or {}).items())))
+
+
+async def transcribe(backend: Any, pcm: bytes, *, final: str = "last", rate: int = 16_000, **fields: Any) -> Ended:
+    """Session and stream of one piece of audio."""
+    session_id, response = await create(backend, **fields)
+    sent = chunks(pcm, session_id, rate, token=response.token, final=final)
+    return await stream(backend, sent, {"session-id": session_id})
