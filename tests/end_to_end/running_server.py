@@ -42,6 +42,7 @@ class RunningServer:
         try:
             ready = self._ready()
             self.port = int(ready["port"])
+            self.ports: dict[str, int] = ready["ports"]
             self.grpc_port = int(ready["grpc_port"] or 0)
         except BaseException:
             self.kill()
@@ -91,7 +92,7 @@ class RunningServer:
 
     async def until_idle(self, seconds: float = 10.0) -> None:
         """Return once nobody is connected and no engine slot is taken."""
-        for surface in ("yap", "realtime"):
+        for surface in ("yap", "realtime", "openai"):
             await self.until_metric(
                 lambda value: value == 0, "earmark_connections_active", seconds=seconds, surface=surface
             )
