@@ -87,7 +87,7 @@ def _grpc_listener(settings: Settings, service: Service) -> Listener:
 
     credentials = rpc.credentials(settings)
     server = rpc.server(settings, service, _clients(settings))
-    return GrpcListener("grpc", server, settings.host, settings.grpc_port, credentials)
+    return GrpcListener("grpc", server, settings.grpc_host or settings.host, settings.grpc_port, credentials)
 
 
 def _voice_factory() -> Callable[[], VoiceDetector] | None:

@@ -32,6 +32,7 @@ _Rate = OptionalSeconds
 class Rpc(Part):
     """the gRPC surface (names and defaults of limits are those of stt.STTBackend's own configuration; 0 or off: no limit)"""
 
+    grpc_host: str = setting("", "EARMARK_GRPC_HOST", help="address of gRPC; default: that of --host")
     grpc_port: int = setting(50051, "EARMARK_GRPC_PORT", help="port of gRPC; 0 takes a free one", ge=0, le=65535)
 
     # sessions

@@ -401,11 +401,11 @@ class _Streaming:
             await self._filled.wait()
             self._filled.clear()
             while (result := self._outbox.take()) is not None:
-                began = self._loop.time()
+                began = time.perf_counter()  # finer than the loop's clock
                 await self._context.write(self._stream.message(result))
-                now = self._loop.time()
-                self._stream.written(result, now - began, now)
-                delay.observe(now - began)
+                seconds = time.perf_counter() - began
+                self._stream.written(result, seconds, self._loop.time())
+                delay.observe(seconds)
             if self._end is not None:
                 return
 

@@ -90,15 +90,17 @@ class DecodeQueue:
     def __init__(self, limit: int | None, figures: RpcFigures) -> None:
         self._limit = limit
         self._figures = figures
+        self._taken = 0
         self._waiting: deque[RpcStream] = deque()
 
     @property
     def full(self) -> bool:
         """Whether the next one has to wait."""
-        return self._limit is not None and self._figures.decodes_pending >= self._limit
+        return self._limit is not None and self._taken >= self._limit
 
     def take(self) -> None:
         """Take a place in any case: the engine is at work on the text already."""
+        self._taken += 1
         self._figures.decodes_pending += 1
 
     def enter(self, stream: RpcStream) -> bool:
@@ -112,6 +114,7 @@ class DecodeQueue:
 
     def leave(self) -> None:
         """Give a place back; who has waited longest has it."""
+        self._taken -= 1
         self._figures.decodes_pending -= 1
         while self._waiting and not self.full:
             stream = self._waiting.popleft()
