@@ -83,6 +83,9 @@ def build_listeners(settings: Settings, service: Service, keys: Keys) -> list[Li
 
 
 def _grpc_listener(settings: Settings, service: Service) -> Listener:
+    os.environ.setdefault(
+        "GRPC_ENABLE_FORK_SUPPORT", "false"
+    )  # engines start programs, they do not go on in a fork of ours
     from server.surfaces import rpc  # grpc takes a while to import
 
     credentials = rpc.credentials(settings)

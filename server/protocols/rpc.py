@@ -207,11 +207,11 @@ class _Arrivals:
     def add(self, end_seconds: float, now: float) -> None:
         self._pieces.append((end_seconds, now))
 
-    def cover(self, end_seconds: float, now: float, queue_wait: float) -> DecodeTiming:
-        """A result covers the audio up to there."""
-        if not self._pieces:
-            return DecodeTiming(queue_wait=queue_wait)
-        first = last = self._pieces[0][1]
+    def cover(
+        self, end_seconds: float, now: float, ended_at: float | None = None, asked_at: float | None = None
+    ) -> DecodeTiming:
+        """A result covers the audio up to there; of a final one the utterance had ended, and the engine was told, at these times."""
+        first = last = self._pieces[0][1] if self._pieces else now if ended_at is None else ended_at
         while self._pieces:
             end, last = self._pieces[0]
             if end > end_seconds + _ROUNDING_SECONDS:
@@ -219,7 +219,9 @@ class _Arrivals:
             self._pieces.popleft()
         audio = max(0.0, end_seconds - self._covered_seconds)
         self._covered_seconds = max(self._covered_seconds, end_seconds)
-        return DecodeTiming(last - first, queue_wait, max(0.0, now - last - queue_wait), audio)
+        ended_at = last if ended_at is None else ended_at
+        asked_at = ended_at if asked_at is None else asked_at
+        return DecodeTiming(max(0.0, ended_at - first), asked_at - ended_at, max(0.0, now - asked_at), audio)
 
 
 @dataclass(slots=True)
@@ -279,6 +281,7 @@ class RpcStream:
         self._pending = 0  # decodes of this stream among those of the queue
         self._speaking = False
         self._triggered = False  # the speaker has ended the utterance, its text is to come
+        self._triggered_at = 0.0
         self._gate_rest = False
         self._ended_at = 0.0
         self._asked_at = 0.0
@@ -466,7 +469,7 @@ class RpcStream:
                 utterance.tentative = text
                 return self._partial(heard_seconds, now)
             case Speech(_, speaking, at_seconds):
-                self._speech(at_seconds, speaking=speaking)
+                self._speech(at_seconds, now, speaking=speaking)
             case Final():
                 return self._final(event, now)
             case Failed(_, code, message):
@@ -490,7 +493,7 @@ class RpcStream:
             return [Start("stream", self._options)]
         return [] if self.over else [self._end(errors.DECODE_TASK_FAILED, error.message)]
 
-    def _speech(self, at_seconds: float, *, speaking: bool) -> None:
+    def _speech(self, at_seconds: float, now: float, *, speaking: bool) -> None:
         utterance = self._utterance
         if speaking != self._speaking:
             self._speaking = speaking
@@ -500,6 +503,7 @@ class RpcStream:
             return
         utterance.speech_end = at_seconds
         self._triggered = True
+        self._triggered_at = now
         self._figures.vad_triggers += 1
         self._pending += 1
         self._queue.take()
@@ -520,7 +524,7 @@ class RpcStream:
             return []
         utterance.partial_text = text
         utterance.partials += 1
-        timing = self._arrivals.cover(self._offset_seconds + heard_seconds, now, 0.0)
+        timing = self._arrivals.cover(self._offset_seconds + heard_seconds, now)
         return [self._result(text, heard_seconds, timing, partial=True, is_final=False)]
 
     def _final(self, final: Final, now: float) -> Sequence[Step]:
@@ -529,8 +533,10 @@ class RpcStream:
         if by_client or triggered:
             self._pending -= 1
             self._queue.leave()
-        queue_wait = self._asked_at - self._ended_at if by_client else 0.0
-        timing = self._arrivals.cover(self._offset_seconds + final.audio_seconds, now, queue_wait)
+        asked_at = self._asked_at if by_client else self._triggered_at
+        timing = self._arrivals.cover(
+            self._offset_seconds + final.audio_seconds, now, self._ended_at if by_client else asked_at, asked_at
+        )
         loudness = None if self._loudness is None else self._loudness.take(final.audio_seconds)
         gated = loudness is not None and loudness < self._policy.speech_rms_threshold
         if gated and (not by_client or self._gate_rest):

@@ -7,6 +7,7 @@ import hmac
 import json
 import time
 from hashlib import sha256
+from typing import Any
 
 import grpc
 import pytest
@@ -32,12 +33,12 @@ from wire.stt.stt_pb2 import DecodeProfile, SessionRequest, Task, VADMode
 @pytest.mark.spec("grpc-01")
 async def test_the_methods_have_the_paths_and_numbers_of_the_contract(serve: Serve) -> None:
     async with grpc.aio.insecure_channel(address(serve(*OPEN))) as channel:
-        raw = channel.unary_unary("/stt.STTBackend/CreateSession")
+        raw: Any = channel.unary_unary("/stt.STTBackend/CreateSession")
         # field 1 (session_id) = "by-hand", field 6 (require_token) = 1, field 10 (vad_threshold_override) = 0.0
         answer = await raw(b"\x0a\x07by-hand" + b"\x30\x01" + b"\x51" + bytes(8), timeout=SECONDS)
         assert b"\x2a\x20" in answer, "field 5 (token) with 32 characters"
         assert b"\x30\x01" in answer, "field 6 (token_required)"
-        up = channel.stream_stream("/stt.STTBackend/StreamingRecognize")
+        up: Any = channel.stream_stream("/stt.STTBackend/StreamingRecognize")
         token = answer[answer.index(b"\x2a\x20") + 2 :][:32]
         call = up(iter([b"\x18\x01" + b"\x22\x07by-hand" + b"\x2a\x20" + token]))  # 3 is_final, 4 session_id, 5 token
         assert await call.code() is grpc.StatusCode.OK
@@ -62,7 +63,7 @@ async def test_an_id_that_is_registered_is_refused(serve: Serve) -> None:
 @pytest.mark.parametrize("value", [-0.1, -5.0, float("nan")])
 @pytest.mark.parametrize("field", ["vad_threshold", "vad_threshold_override"])
 async def test_a_negative_threshold_is_refused(serve: Serve, field: str, value: float) -> None:
-    fields = {"vad_threshold_override": None, "vad_threshold": 0.0} | {field: value}
+    fields: dict[str, Any] = {"vad_threshold_override": None, "vad_threshold": 0.0} | {field: value}
     async with stub(serve(*OPEN)) as backend:
         assert await refusal(create(backend, **fields)) == ("INVALID_ARGUMENT", "ERR1003")
 
@@ -348,5 +349,5 @@ async def test_sessions_can_be_made_to_need_a_signature(serve: Serve) -> None:
 @pytest.mark.spec("grpc-34")
 async def test_a_request_that_is_none_is_refused_with_a_code(serve: Serve) -> None:
     async with grpc.aio.insecure_channel(address(serve(*GRPC))) as channel:
-        raw = channel.unary_unary("/stt.STTBackend/CreateSession")
+        raw: Any = channel.unary_unary("/stt.STTBackend/CreateSession")
         assert await refusal(raw(b"\xff\xff\xff", timeout=SECONDS)) == ("INVALID_ARGUMENT", "ERR1001")
