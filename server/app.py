@@ -68,7 +68,7 @@ def build_listeners(settings: Settings, service: Service, keys: Keys) -> list[Li
     """
     listeners: list[Listener] = []
     try:
-        public = build_app(settings, service, [name for name in settings.surfaces if name in ROUTES], keys)
+        public = build_app(settings, service, settings.surfaces, keys)
         listeners.append(HttpListener("public", public, settings.host, settings.port))
         for surface, port in settings.own_ports.items():
             app = build_app(settings, service, [surface], keys)

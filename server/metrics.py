@@ -88,6 +88,9 @@ class Metrics:
         )
         self.tasks = gauge("tasks", "Tasks of the event loop: a few for the server, three per open connection")
         self.engine = gauge("engine", "Figures of the engine at the moment", "figure")
+        self.rpc = gauge(
+            "rpc", "Figures of the gRPC service at the moment, under the names of its own /metrics.json", "figure"
+        )
         self.chat = gauge("chat", "Figures of the chat engine at the moment", "figure")
 
 

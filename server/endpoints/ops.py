@@ -79,6 +79,9 @@ def ops_routes(service: Service, surfaces: Sequence[str], keys: Keys | None = No
             service.metrics.engine.labels(figure).set(value)
         for figure, value in service.chat.metrics().items() if service.chat else ():
             service.metrics.chat.labels(figure).set(value)
+        for figure, known in service.figures.snapshot().items() if "grpc" in surfaces else ():
+            if isinstance(known, int | float):
+                service.metrics.rpc.labels(figure).set(known)
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/v1/models")

@@ -173,6 +173,7 @@ class _Streaming:
         self._filled = asyncio.Event()
         self._room = asyncio.Event()
         self._end: End | None = None
+        self._gone = False
         self._writer: asyncio.Task[None] | None = None
         self._timer: asyncio.Handle | None = None
         self._timer_due = 0.0
@@ -218,6 +219,8 @@ class _Streaming:
                 capture.closed()
             metrics.connections_active.labels(SURFACE).dec()
             metrics.connection_seconds.labels(SURFACE).observe(self._loop.time() - opened_at)
+        if self._gone or self._context.cancelled():
+            raise asyncio.CancelledError  # there is nobody to tell; this is how grpc.aio ends such a call without a word
         end = self._end or End(errors.DECODE_TIMEOUT, "the client does not read its results")
         self._context.set_trailing_metadata(self._stream.trailing())
         if end.error is not None:
@@ -402,7 +405,11 @@ class _Streaming:
             self._filled.clear()
             while (result := self._outbox.take()) is not None:
                 began = time.perf_counter()  # finer than the loop's clock
-                await self._context.write(self._stream.message(result))
+                try:
+                    await self._context.write(self._stream.message(result))
+                except grpc.aio.BaseError:
+                    self._gone = True
+                    return
                 seconds = time.perf_counter() - began
                 self._stream.written(result, seconds, self._loop.time())
                 delay.observe(seconds)
