@@ -247,7 +247,7 @@ async def test_chunks_may_be_empty(serve: Serve) -> None:
 # ---- results
 
 
-@pytest.mark.spec("grpc-38", "grpc-39", "grpc-41")
+@pytest.mark.spec("grpc-38", "grpc-39", "grpc-40", "grpc-41")
 @pytest.mark.parametrize("final", ["last", "empty", "never"])
 async def test_a_clip_has_partials_and_then_one_final(serve: Serve, final: str) -> None:
     said = distinct_words(8, seed=1)
@@ -428,7 +428,7 @@ async def test_a_quiet_utterance_that_silence_ends_is_dropped_and_the_stream_goe
         assert end.partials == []
 
 
-@pytest.mark.spec("grpc-52")
+@pytest.mark.spec("grpc-58")
 async def test_a_failing_engine_ends_the_stream_with_its_reason(serve: Serve) -> None:
     faulty = json.dumps({"faults": [{"at": 1.0, "message": "the tape is torn"}]})
     async with stub(serve(*OPEN, "--script", faulty)) as backend:
