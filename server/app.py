@@ -29,9 +29,9 @@ from server.endpoints.ops import ops_routes, project_version
 from server.engines.base import ChatEngine, Engine
 from server.engines.loading import Loader
 from server.engines.registry import Models
-from server.listeners import HttpListener, Listener
+from server.listeners import GrpcListener, HttpListener, Listener
 from server.metrics import Metrics
-from server.observers.capture import Capture, Retention
+from server.observers.capture import AudioStore, Retention
 from server.observers.counting import COUNTS_ITSELF, Counting
 from server.observers.transcripts import Telling, Transcripts
 from server.service import Service
@@ -45,7 +45,7 @@ def build_service(settings: Settings, engine: Engine, chat: ChatEngine | None = 
     """What the surfaces share, over engines that are started by whoever runs it."""
     names = [name for name in (settings.served_model_name, engine.info.model, settings.model_id) if name]
     service = Service(Models(engine, names), Metrics(), _voice_factory() if settings.vad else None, chat)
-    service.observers.append(lambda surface, _: None if surface == COUNTS_ITSELF else Counting(service.figures))
+    service.observers.append(lambda surface, _: None if surface == COUNTS_ITSELF else Counting(service.other_figures))
     return service
 
 
@@ -55,15 +55,19 @@ def build_app(settings: Settings, service: Service, surfaces: Sequence[str], key
     Raises:
         ConfigError: a trusted proxy cannot be understood.
     """
-    try:
-        clients = Clients([network for name in settings.trusted_proxies for network in read_network(name)])
-    except ValueError as error:
-        raise ConfigError(f"--trusted-proxies (or EARMARK_TRUSTED_PROXIES): {error}") from None
+    clients = _clients(settings)
     app = FastAPI(title="Earmark", version=project_version())
     app.include_router(ops_routes(service, surfaces, keys if settings.require_key else None))
-    for surface in surfaces:
+    for surface in (name for name in ROUTES if name in surfaces):  # their order decides where two have one path
         app.include_router(ROUTES[surface](settings, service, keys, clients))
     return app
+
+
+def _clients(settings: Settings) -> Clients:
+    try:
+        return Clients([network for name in settings.trusted_proxies for network in read_network(name)])
+    except ValueError as error:
+        raise ConfigError(f"--trusted-proxies (or EARMARK_TRUSTED_PROXIES): {error}") from None
 
 
 def keep(settings: Settings, service: Service, ending: AsyncExitStack) -> None:
@@ -76,11 +80,12 @@ def keep(settings: Settings, service: Service, ending: AsyncExitStack) -> None:
         retention = Retention(settings.audio_max_age_days, settings.audio_max_files, settings.audio_max_bytes)
         directory = Path(settings.audio_directory).expanduser()
         try:
-            capture = Capture(directory, settings.audio_queue_chunks, retention, service.metrics)
+            store = AudioStore(directory, settings.audio_queue_chunks, retention, service.metrics)
         except OSError as error:
             raise ConfigError(f"--audio-directory={directory} (or EARMARK_AUDIO_DIRECTORY): {error}") from None
-        service.observers.append(capture.watch)
-        ending.callback(capture.stop)
+        service.observers.append(store.watch)
+        service.captures.append(store.keep)
+        ending.callback(store.stop)
     sink = _transcripts(settings, service)
     if sink is not None:
         ending.callback(sink.stop)
@@ -129,11 +134,13 @@ def build_listeners(settings: Settings, service: Service, keys: Keys, loader: Lo
     """
     listeners: list[Listener] = []
     try:
-        public = build_app(settings, service, [name for name in settings.surfaces if name in ROUTES], keys)
+        public = build_app(settings, service, settings.surfaces, keys)
         listeners.append(HttpListener("public", public, settings.host, settings.port))
         for surface, port in settings.own_ports.items():
             app = build_app(settings, service, [surface], keys)
             listeners.append(HttpListener(surface, app, settings.host, port))
+        if "grpc" in settings.surfaces:
+            listeners.append(_grpc_listener(settings, service))
         if settings.ops:
             plane = operations_app(settings, service, loader, plans)
             listeners += _operations_listener(settings, plane)
@@ -153,6 +160,17 @@ def _operations_listener(settings: Settings, plane: FastAPI) -> list[Listener]:
             raise
         _log.warning("no operations plane: name another port with --ops-port, or none with --no-ops", error=str(error))
         return []
+
+
+def _grpc_listener(settings: Settings, service: Service) -> Listener:
+    os.environ.setdefault(
+        "GRPC_ENABLE_FORK_SUPPORT", "false"
+    )  # engines start programs, they do not go on in a fork of ours
+    from server.surfaces import rpc  # grpc takes a while to import
+
+    credentials = rpc.credentials(settings)
+    server = rpc.server(settings, service, _clients(settings))
+    return GrpcListener("grpc", server, settings.grpc_host or settings.host, settings.grpc_port, credentials)
 
 
 def _voice_factory() -> Callable[[], VoiceDetector] | None:

@@ -148,6 +148,16 @@ class Hearing:
         return self._session.accepts_audio
 
     @property
+    def queued_seconds(self) -> float:
+        """Audio received and not yet handed to the engine."""
+        return self._session.queued_seconds
+
+    @property
+    def heard_seconds(self) -> float:
+        """Audio of the utterance under way that the engine has heard."""
+        return self._session.heard_seconds
+
+    @property
     def unheard_seconds(self) -> float:
         """Audio received and not yet heard by the engine."""
         return self._session.unheard_seconds

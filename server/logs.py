@@ -22,6 +22,19 @@ def _without_traceback_of_bad_utf8(record: logging.LogRecord) -> bool:
     return True
 
 
+def _without_traceback_of_a_client_gone(record: logging.LogRecord) -> bool:
+    """grpc.aio writes a traceback when a call's end meets its client's disappearance. That is no fault of ours: one line is enough."""
+    error = record.exc_info[1] if record.exc_info else None
+    if type(error).__name__ == "ExecuteBatchError":
+        record.msg, record.args, record.exc_info = (
+            "a client was gone before it could be told the end of its call",
+            (),
+            None,
+        )
+        record.levelno, record.levelname = logging.INFO, "INFO"
+    return True
+
+
 _IN_A_URL = re.compile(r"(?i)((?<!\w)(?:api[-_]?key|token|access_token|authorization)=)[^&\s'\"]+")
 _BEARER = re.compile(r"(?i)\b(bearer )[A-Za-z0-9._~+/=-]{4,}")
 _TOKEN_VARIABLES = ("STT_OBSERVABILITY_TOKEN", "STT_ADMIN_TOKEN", "HF_TOKEN")
@@ -78,6 +91,7 @@ def configure_logging(settings: Settings) -> None:
     uvicorn_log.setLevel(max(level, logging.WARNING))
     uvicorn_log.addFilter(_without_traceback_of_bad_utf8)
     logging.getLogger("asyncio").addFilter(_without_traceback_of_bad_utf8)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_without_traceback_of_a_client_gone)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -8,7 +8,8 @@ from pydantic import field_validator
 
 from server.config.fields import Names, Part, setting
 
-SURFACES = ("yap", "realtime")
+SURFACES = ("yap", "realtime", "openai", "grpc")
+_OVER_HTTP = tuple(name for name in SURFACES if name != "grpc")
 
 
 class Listening(Part):
@@ -16,7 +17,9 @@ class Listening(Part):
 
     host: str = setting("0.0.0.0", "SERVER_BIND_HOST", help="address to listen on")
     port: int = setting(8000, "SERVER_PORT", help="port to listen on; 0 takes a free one", ge=0, le=65535)
-    surfaces: Names = setting(["yap", "realtime"], "EARMARK_SURFACES", help="protocols to serve, comma-separated")
+    surfaces: Names = setting(
+        ["yap", "realtime", "openai"], "EARMARK_SURFACES", help="protocols to serve, comma-separated"
+    )
     surface_ports: Names = setting(
         [],
         "EARMARK_SURFACE_PORTS",
@@ -57,8 +60,8 @@ class Listening(Part):
     def _surface_ports(cls, value: list[str]) -> list[str]:
         for part in value:
             name, _, port = part.partition("=")
-            if name.strip() not in SURFACES or not port.strip().isdecimal() or int(port) > 65535:
-                raise ValueError(f"{part!r:.80} is not SURFACE=PORT with a surface of {', '.join(SURFACES)}")
+            if name.strip() not in _OVER_HTTP or not port.strip().isdecimal() or int(port) > 65535:
+                raise ValueError(f"{part!r:.80} is not SURFACE=PORT with a surface of {', '.join(_OVER_HTTP)}")
         return value
 
     @field_validator("log_level", mode="before")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
+from server.core.figures import together
 from server.core.rpc_figures import RpcFigures
 from server.endpoints.guards import Switches
 from server.endpoints.ops import exposition
@@ -46,23 +47,23 @@ def observing_routes(
     switches: Switches,
     rules: HealthRules,
     *,
-    rpc: bool,
+    surfaces: Sequence[str],
     show_api_keys: bool,
     clock: Callable[[], float],
 ) -> APIRouter:
-    """``/metrics``, ``/metrics.json``, ``/health``, ``/system``. ``rpc``: gRPC is served here, so health asks for it; ``clock`` is that
+    """``/metrics``, ``/metrics.json``, ``/health``, ``/system``. ``surfaces`` are those served here; ``clock`` is that
     of the figures, the event loop's.
     """
     router = APIRouter()
     system = System()
 
     def snapshot() -> dict[str, object]:
-        return service.figures.snapshot(by_api_key=show_api_keys)
+        return _figures(service).snapshot(by_api_key=show_api_keys)
 
     @router.get("/metrics")
     async def metrics(request: Request) -> Response:
         switches.check_observer(request)
-        text = flattened(snapshot()).encode() + exposition(service)
+        text = flattened(snapshot()).encode() + exposition(service, surfaces)
         return Response(text, headers={"content-type": _TEXT})
 
     @router.get("/metrics.json")
@@ -80,7 +81,7 @@ def observing_routes(
         minimal = switches.minimal_health
         if not minimal:
             switches.check_observer(request)
-        healthy, details = _health(service, rules, rpc=rpc, now=clock())
+        healthy, details = _health(service, rules, rpc="grpc" in surfaces, now=clock())
         body: dict[str, object] = {"status": "ok" if healthy else "error"}
         # minimal health gives details to who has the token; where none is set there is nobody to have it
         if not minimal or (switches.text("STT_OBSERVABILITY_TOKEN") and switches.may_observe(request)):
@@ -90,12 +91,16 @@ def observing_routes(
     return router
 
 
+def _figures(service: Service) -> RpcFigures:
+    return together((service.figures, service.other_figures))
+
+
 def _health(service: Service, rules: HealthRules, *, rpc: bool, now: float) -> tuple[bool, dict[str, object]]:
     engines = [model.engine for model in service.models]
     failed = [engine for engine in engines if engine.metrics().get("failed")]
-    pool = bool(engines) and not failed and rules.hold(service.figures, now)
+    figures = _figures(service)
+    pool = bool(engines) and not failed and rules.hold(figures, now)
     running = "grpc" in service.serving and not service.draining
-    figures = service.figures
     latency = figures.inference
     details: dict[str, object] = {
         "model_pool_healthy": pool,

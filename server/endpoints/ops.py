@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse
 
-from server.endpoints.auth import Keys, bearer_key
+from server.endpoints.auth import Keys, bearer_key, openai_error
 from server.engines.base import ChatEngine
 from server.engines.registry import Model
 from server.service import Service
@@ -74,7 +74,7 @@ def ops_routes(service: Service, surfaces: Sequence[str], keys: Keys | None = No
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        return Response(exposition(service), media_type=CONTENT_TYPE_LATEST)
+        return Response(exposition(service, surfaces), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/v1/models")
     async def list_models(request: Request) -> Response:
@@ -84,10 +84,20 @@ def ops_routes(service: Service, surfaces: Sequence[str], keys: Keys | None = No
             {"object": "list", "data": [_entry(name, model) for name, model in service.models.owners.items()]}
         )
 
+    @router.get("/v1/models/{name:path}")
+    async def model(name: str, request: Request) -> Response:
+        if keys is not None and bearer_key(request) not in keys:
+            return JSONResponse({"error": "Unauthorized"}, 401)
+        found = service.models.owners.get(name)
+        if found is not None:
+            return JSONResponse(_entry(name, found))
+        message = f"the model {name!r:.200} is not served here; GET /v1/models lists those that are"
+        return JSONResponse({"error": openai_error("model_not_found", message, param="model")}, 404)
+
     return router
 
 
-def exposition(service: Service) -> bytes:
+def exposition(service: Service, surfaces: Sequence[str]) -> bytes:
     """All metrics in the Prometheus text format, figures of the moment as they are now."""
     metrics = service.metrics
     metrics.tasks.set(len(asyncio.all_tasks()))
@@ -99,6 +109,9 @@ def exposition(service: Service) -> bytes:
             metrics.model.labels(model.id, figure).set(value)
     for figure, value in service.chat.metrics().items() if service.chat else ():
         metrics.chat.labels(figure).set(value)
+    for figure, known in service.figures.snapshot().items() if "grpc" in surfaces else ():
+        if isinstance(known, int | float):
+            metrics.rpc.labels(figure).set(known)
     return generate_latest(metrics.registry)
 
 

@@ -21,6 +21,9 @@ _log = structlog.get_logger("earmark.capture")
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]")
 _DAY_SECONDS = 86400.0
 
+HAND_OVER = frozenset({"grpc"})
+"""Surfaces that bring audio to 16 kHz themselves, and hand over what they received before that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Retention:
@@ -48,7 +51,7 @@ class Retention:
         return gone
 
 
-class Capture:
+class AudioStore:
     """See the module. ``directory`` is made.
 
     Raises:
@@ -75,9 +78,13 @@ class Capture:
         probe.touch()
         probe.unlink()
 
-    def watch(self, surface: str, client: str) -> CapturedStream:  # noqa: ARG002 - part of what makes observers
-        """An observer that records one stream."""
-        return CapturedStream(self)
+    def watch(self, surface: str, client: str) -> CapturedStream | None:  # noqa: ARG002 - part of what makes observers
+        """What keeps a stream's audio as it comes from the surface; ``None`` where the surface hands it over by itself, to ``keep``."""
+        return None if surface in HAND_OVER else CapturedStream(self)
+
+    def keep(self, surface: str, stream: str) -> CapturedStream:  # noqa: ARG002 - part of what makes captures
+        """What keeps the audio of the stream of that name, as it is handed over."""
+        return CapturedStream(self, stream)
 
     def stop(self) -> None:
         """Write what waits."""
@@ -86,7 +93,7 @@ class Capture:
 
     # ---- in the writer's thread
 
-    def open(self, name: str) -> tuple[Path, wave.Wave_write]:
+    def open(self, name: str, rate: int) -> tuple[Path, wave.Wave_write]:
         """A new file of that name, or of the next free one."""
         for number in range(1, 10_000):
             path = self.directory / f"{name}{'' if number == 1 else f'_{number}'}.wav"
@@ -98,7 +105,7 @@ class Capture:
             file = wave.open(str(path), "wb")  # noqa: SIM115 - closed by the stream's end
             file.setnchannels(1)
             file.setsampwidth(2)
-            file.setframerate(SAMPLE_RATE)
+            file.setframerate(rate)
             return path, file
         raise OSError(f"{self.directory / name}: there are too many files of this name")
 
@@ -125,46 +132,52 @@ class Capture:
 
 
 class CapturedStream:
-    """An observer of one stream. Nothing is opened before there is audio, so that a stream without any leaves no file."""
+    """What keeps one stream's audio, at the rate of its first chunk; also an observer. Nothing is opened before there is audio, so that a
+    stream without any leaves no file.
+    """
 
-    def __init__(self, capture: Capture) -> None:
-        self._capture = capture
-        self._name = ""
+    def __init__(self, store: AudioStore, name: str | None = None) -> None:
+        self._store = store
+        self._name = "" if name is None else file_name(name, store.clock())
+        self._rate = 0
         self._path: Path | None = None
         self._raw: wave.Wave_write | None = None
-        self._lane = capture.writer.lane(self._write, self._end, capture.most_waiting)
-        self._used = False
+        self._lane = store.writer.lane(self._write, self._end, store.most_waiting)
 
     def command(self, command: Command, now: float) -> None:  # noqa: ARG002 - part of Observer
         """Audio is kept as it comes, before anything is dropped of it."""
         match command:
             case Start(utterance) if not self._name:
-                self._name = file_name(utterance, self._capture.clock())
+                self._name = file_name(utterance, self._store.clock())
             case Audio(pcm) if pcm:
-                self._used = True
-                self._capture.metrics.capture_dropped.inc(self._lane.put(pcm))
+                self.audio(pcm, SAMPLE_RATE)
             case _:
                 pass
+
+    def audio(self, pcm: bytes, rate: int) -> None:
+        """The next PCM16, mono."""
+        self._rate = self._rate or rate
+        self._store.metrics.capture_dropped.inc(self._lane.put(pcm))
 
     def event(self, event: Event, now: float) -> None:
         """Nothing of it is kept."""
 
     def closed(self) -> None:
         """The stream has ended, and so does its file."""
-        if self._used:
+        if self._rate:
             self._lane.end()
 
     # ---- in the writer's thread
 
     def _write(self, pieces: Sequence[bytes]) -> None:
         if self._raw is None:
-            self._path, self._raw = self._capture.open(self._name or file_name("", self._capture.clock()))
+            self._path, self._raw = self._store.open(self._name or file_name("", self._store.clock()), self._rate)
         self._raw.writeframes(b"".join(pieces))  # and sets the length in the header
 
     def _end(self) -> None:
         if self._raw is not None and self._path is not None:
             self._raw.close()
-            self._capture.finished(self._path)
+            self._store.finished(self._path)
 
 
 def file_name(stream: str, at: float) -> str:

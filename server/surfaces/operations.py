@@ -49,7 +49,7 @@ def operations_app(
             service,
             switches,
             rules,
-            rpc="grpc" in settings.surfaces,
+            surfaces=settings.surfaces,
             show_api_keys=settings.ops_show_api_keys,
             clock=_loop_time,
         )
@@ -61,7 +61,7 @@ def operations_app(
         allowed=read_allowlist(settings.ops_allowlist) if settings.ops_allowlist else None,
         buckets=TokenBuckets(0.0 if settings.unlimited else settings.ops_rate, settings.ops_burst),
         switches=switches,
-        figures=service.figures,
+        figures=service.other_figures,
     )
     _answer_errors(app, service)
     return app
@@ -81,19 +81,19 @@ def _proxies(settings: Settings) -> list[Network]:
 
 def _answer_errors(app: FastAPI, service: Service) -> None:
     async def refused(_: Request, error: Any) -> JSONResponse:
-        return refusal(error, service.figures)
+        return refusal(error, service.other_figures)
 
     async def invalid(_: Request, error: Any) -> JSONResponse:
         faults = jsonable_encoder(error.errors(), exclude={"ctx", "url"})
         told = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
         why = SttError(REQUEST_INVALID, "REQUEST_INVALID", "INVALID_ARGUMENT", 422)
-        return refusal(SttRefusedError(why, told), service.figures, faults)
+        return refusal(SttRefusedError(why, told), service.other_figures, faults)
 
     async def other(request: Request, error: Any) -> JSONResponse:
         status = "NOT_FOUND" if error.status_code == 404 else "INVALID_ARGUMENT"
         why = SttError(REQUEST_INVALID, "REQUEST_INVALID", status, error.status_code)
         answer = refusal(
-            SttRefusedError(why, f"{request.method} {request.url.path:.200}: {error.detail}"), service.figures
+            SttRefusedError(why, f"{request.method} {request.url.path:.200}: {error.detail}"), service.other_figures
         )
         answer.headers.update(error.headers or {})
         return answer

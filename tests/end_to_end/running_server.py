@@ -45,6 +45,8 @@ class RunningServer:
             self.ready = self._ready()
             self.port = int(self.ready["port"])
             self.ops_port: int | None = self.ready["ops_port"]
+            self.ports: dict[str, int] = self.ready["ports"]
+            self.grpc_port = int(self.ready["grpc_port"] or 0)
         except BaseException:
             self.kill()
             raise
@@ -93,7 +95,7 @@ class RunningServer:
 
     async def until_idle(self, seconds: float = 10.0) -> None:
         """Return once nobody is connected and no engine slot is taken."""
-        for surface in ("yap", "realtime"):
+        for surface in ("yap", "realtime", "openai"):
             await self.until_metric(
                 lambda value: value == 0, "earmark_connections_active", seconds=seconds, surface=surface
             )

@@ -14,11 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from server.config import SURFACES
+from tests.audio_files import wav_file
 from tests.end_to_end.clients import realtime, yap
 from tests.end_to_end.conftest import Serve
 from tests.end_to_end.plane import ADMIN, FREE, admin, ask, until
+from tests.end_to_end.rpc_clients import OPEN, chunks, create, new_id, stream, stub, transcribe
 from tests.end_to_end.running_server import KEY, ROOT, RunningServer, clean_environment, command
 from tests.end_to_end.speech import sentence
+from tests.end_to_end.test_openai_files import upload
 
 NAME = re.compile(r"\d{8}T\d{6}_[A-Za-z0-9_-]+\.wav")
 DAY_SECONDS = 86400
@@ -34,11 +38,25 @@ async def say_over_realtime(server: RunningServer, pcm: bytes) -> None:
         await client.say(pcm)
 
 
+async def say_over_openai(server: RunningServer, pcm: bytes) -> None:
+    assert (await upload(server, wav_file(pcm), model="whisper-1")).status_code == 200
+
+
+async def say_over_grpc(server: RunningServer, pcm: bytes) -> None:
+    async with stub(server) as backend:
+        await transcribe(backend, pcm, attributes={"api_key": CLIENTS_KEY})
+
+
 SPEAKERS: dict[str, Callable[[RunningServer, bytes], Awaitable[None]]] = {
     "yap": say_over_yap,
     "realtime": say_over_realtime,
+    "openai": say_over_openai,
+    "grpc": say_over_grpc,
 }
 """One for every surface."""
+
+EVERY_SURFACE = ("--surfaces", ",".join(SPEAKERS), "--grpc-port", "0")
+CLIENTS_KEY = "key-of-a-grpc-client"
 
 
 def recordings(directory: Path) -> list[Path]:
@@ -48,18 +66,16 @@ def recordings(directory: Path) -> list[Path]:
 def audio(path: Path) -> bytes:
     with wave.open(str(path)) as file:
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 16_000)
-        return file.readframes(file.getnframes())
+        frames: bytes = file.readframes(file.getnframes())
+        return frames
 
 
 def written(server: RunningServer, count: int) -> Callable[[], bool]:
     return lambda: server.metric("earmark_captures_total", outcome="written") == count
 
 
-def test_every_surface_has_a_speaker_here(serve: Serve) -> None:
-    told = json.loads(serve().get("/")[1])["surfaces"]
-    assert set(told) <= set(SPEAKERS), (
-        "a surface that speaks is to be heard by the tests of this file too: add it to SPEAKERS"
-    )
+def test_every_surface_has_a_speaker_here() -> None:
+    assert set(SURFACES) == set(SPEAKERS), "a surface is to be heard by the tests of this file too: add it to SPEAKERS"
 
 
 # ---- audio
@@ -68,7 +84,7 @@ def test_every_surface_has_a_speaker_here(serve: Serve) -> None:
 @pytest.mark.spec("operations-42", "operations-43")
 async def test_every_surface_leaves_the_audio_as_it_was_received(own_server: Serve, tmp_path: Path) -> None:
     directory = tmp_path / "made" / "here"
-    server = own_server(*FREE, "--persist-audio", "--audio-directory", str(directory))
+    server = own_server(*FREE, *EVERY_SURFACE, "--persist-audio", "--audio-directory", str(directory))
     for number, (surface, speak) in enumerate(SPEAKERS.items(), 1):
         pcm = sentence("kept", "of", surface)
         await speak(server, pcm)
@@ -78,6 +94,21 @@ async def test_every_surface_leaves_the_audio_as_it_was_received(own_server: Ser
     assert len(recordings(directory)) == len(SPEAKERS)
     assert all(NAME.fullmatch(path.name) for path in recordings(directory))
     assert server.metric("earmark_capture_dropped_chunks_total") == 0
+
+
+@pytest.mark.spec("operations-42", "operations-43")
+async def test_a_grpc_stream_is_kept_at_its_own_rate_under_its_sessions_name(own_server: Serve, tmp_path: Path) -> None:
+    server = own_server(*FREE, *OPEN, "--persist-audio", "--audio-directory", str(tmp_path))
+    pcm = bytes(range(256)) * 25  # 0.4 s at 8 kHz
+    session_id = new_id()
+    async with stub(server) as backend:
+        await create(backend, session_id)
+        await stream(backend, chunks(pcm, session_id, 8_000), {"session-id": session_id})
+    await until(written(server, 1), "it is written")
+    [path] = recordings(tmp_path)
+    assert path.stem.partition("_")[2] == session_id
+    with wave.open(str(path)) as file:
+        assert (file.getframerate(), file.readframes(file.getnframes())) == (8_000, pcm)
 
 
 @pytest.mark.spec("operations-42")
@@ -226,7 +257,7 @@ async def test_no_text_and_no_key_is_ever_in_the_log(own_server: Serve, tmp_path
         "STT_OBSERVABILITY_TOKEN": "watch-4711",
     } | ADMIN
     server = own_server(
-        *(*FREE, "--log-level", "debug", "--log-format", log_format),
+        *(*FREE, *EVERY_SURFACE, "--log-level", "debug", "--log-format", log_format),
         *("--log-transcripts", "--transcript-file", str(sink)),
         environment=keys,
     )
@@ -242,7 +273,7 @@ async def test_no_text_and_no_key_is_ever_in_the_log(own_server: Serve, tmp_path
     assert server.stop() == 0
     log = server.log()
     assert "twin" in log, "something is logged"
-    for secret in (KEY, "second-key", "third-key", "watch-4711", ADMIN["STT_ADMIN_TOKEN"], "a-wrong-key"):
+    for secret in (KEY, "second-key", "third-key", "watch-4711", ADMIN["STT_ADMIN_TOKEN"], "a-wrong-key", CLIENTS_KEY):
         assert secret not in log
     for said in ("treasure", "füßchen", "f\\u00fc"):
         assert said not in log
@@ -253,7 +284,7 @@ async def test_no_text_and_no_key_is_ever_in_the_log(own_server: Serve, tmp_path
     for entry in lines(sink):
         assert set(entry) == {"time", "surface", "client", "utterance", "audio_seconds", "text"}
         assert entry["surface"] in SPEAKERS
-        assert entry["client"] == "127.0.0.1"
+        assert entry["client"] == "127.0.0.1", entry["surface"]
         assert entry["audio_seconds"] == 1.2
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from server.core.events import Audio, Finish, Start
 from server.metrics import Metrics
-from server.observers.capture import Capture, Retention, file_name
+from server.observers.capture import AudioStore, Retention, file_name
 from server.observers.writing import Writer
 
 DAY = 86400.0
@@ -71,15 +71,16 @@ def test_a_full_lane_drops_its_oldest_and_leaves_other_lanes_alone() -> None:
 @pytest.mark.spec("operations-44")
 def test_what_a_stream_loses_is_counted(tmp_path: Path) -> None:
     metrics = Metrics()
-    capture = Capture(tmp_path, 2, Retention(), metrics)
-    stream = capture.watch("yap", "127.0.0.1")
-    with capture.writer.changed:  # the writer cannot take anything meanwhile
+    store = AudioStore(tmp_path, 2, Retention(), metrics)
+    stream = store.watch("yap", "127.0.0.1")
+    assert stream is not None
+    with store.writer.changed:  # the writer cannot take anything meanwhile
         stream.command(Start("one"), 0.0)
         for number in range(5):
             stream.command(Audio(bytes([number, 0])), 0.1)
         stream.command(Finish(), 0.2)
         stream.closed()
-    capture.stop()
+    store.stop()
     dropped = next(
         sample.value
         for family in metrics.registry.collect()

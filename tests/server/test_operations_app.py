@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from server.endpoints.operations import HealthRules, flattened
 from server.engines.scripted import ScriptedEngine, read_script
 from server.service import Service
 from server.surfaces.operations import operations_app
+from stt_server.translation import translate
 
 
 class Mortal(ScriptedEngine):
@@ -152,3 +154,22 @@ def test_health_is_a_matter_of_shares(successes: int, timeouts: int, failures: i
         figures.outcome("failure", 100.0)
     assert HealthRules().hold(figures, 130.0) is well
     assert HealthRules().hold(figures, 160.1), "that was more than a minute ago"
+
+
+@pytest.mark.spec("operations-52")
+def test_the_environment_wins_over_the_files_of_the_grpc_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text("server: {http_rate_limit_rps: 7, http_rate_limit_burst: 8, http_trusted_proxies: [10.0.0.0/8]}\n")
+    told = translate(["--config", str(file), "--engine", "scripted"], {}).settings
+    assert (told.ops_rate, told.ops_burst, told.ops_trusted_proxies) == (7, 8, ["10.0.0.0/8"])
+    variables = {
+        "STT_HTTP_RATE_LIMIT_RPS": "1",
+        "STT_HTTP_RATE_LIMIT_BURST": "2",
+        "STT_HTTP_TRUSTED_PROXIES": "127.0.0.1",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    told = translate(["--config", str(file), "--engine", "scripted"], variables).settings
+    assert (told.ops_rate, told.ops_burst, told.ops_trusted_proxies) == (1, 2, ["127.0.0.1"])
