@@ -12,6 +12,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from harness.plane import Gpu, Metrics, Plane, System
 from harness.scrape import Figure, Frame, Latency
 from harness.server_side import Between
 from harness.store import RunConfig, Standing
@@ -40,7 +41,7 @@ class RunView:
 
 def draw(
     frame: Frame, *, url: str, width: int, clock: datetime, now_seconds: float, interval_seconds: float, run: RunView | None,
-    no_run: str = "",
+    no_run: str = "", plane: Plane | None = None,
 ) -> RenderableType:  # fmt: skip
     """The whole picture. ``now_seconds`` is on the clock of the frame's scrapes, ``clock`` the same moment for people."""
     parts: list[RenderableType] = [_title(frame, url, clock, now_seconds, interval_seconds)]
@@ -50,6 +51,8 @@ def draw(
         if frame.latencies:
             parts += [_rule("latency, ms"), _latencies(frame.latencies, width)]
         parts += _remarks(frame)
+    if plane is not None:
+        parts += _plane(plane)
     parts += _run(run, no_run, width)
     return Group(*parts)
 
@@ -190,6 +193,60 @@ def _remarks(frame: Frame) -> list[RenderableType]:
     if frame.missing:
         found.append(Text(f"not told by this server: {', '.join(frame.missing)}", style="dim"))
     return found
+
+
+# ---- the operations plane ----------------------------------------------------------------------------------------
+
+
+def _plane(plane: Plane) -> list[RenderableType]:
+    lines: list[RenderableType] = [_rule("operations"), Text(plane.url, style="bold", overflow="fold")]
+    if isinstance(plane.system, str):
+        lines.append(Text(f"system unavailable: {plane.system}", style="red"))
+    else:
+        lines += _machine(plane.system)
+    if isinstance(plane.metrics, str):
+        lines.append(Text(f"metrics unavailable: {plane.metrics}", style="red"))
+    else:
+        lines += _counts(plane.metrics)
+    return lines
+
+
+def _machine(system: System) -> list[RenderableType]:
+    process, memory = system.process, system.system
+    load = " ".join(f"{value:.2f}" for value in system.load_avg) if system.load_avg else "n/a"
+    lines: list[RenderableType] = [
+        Text(
+            f"CPU {_told(process.cpu_percent, '', ' %')} of the process, load {load} on {_told(system.cpu_count)} cores"
+        ),
+        Text(
+            f"memory {_told(process.rss_bytes, 'bytes')} of the process, {_told(process.threads)} threads; machine "
+            f"{_told(memory.memory_percent, '', ' %')} of {_told(memory.memory_total_bytes, 'bytes')}"
+        ),
+    ]
+    return [*lines, *(Text(_gpu(gpu)) for gpu in system.gpus)]
+
+
+def _gpu(gpu: Gpu) -> str:
+    return (
+        f"GPU {gpu.index} {gpu.name or ''}: {_told(gpu.utilization_gpu, '', ' %')}, memory "
+        f"{_told(gpu.memory_used_mib)} of {_told(gpu.memory_total_mib)} MiB, {_told(gpu.temperature_gpu, '', ' °C')}"
+    )
+
+
+def _counts(metrics: Metrics) -> list[RenderableType]:
+    errors = ", ".join(f"{name} {short(count)}" for name, count in sorted(metrics.error_counts.items()))
+    longest = _told(metrics.decode_latency_max, "s")
+    return [
+        Text(f"sessions {_told(metrics.active_sessions)}, decodes waiting {_told(metrics.decode_queue_depth)}, "
+             f"cancelled {_told(metrics.decode_cancelled)}, VAD triggers {_told(metrics.triggers)}"),
+        Text(f"decode {_told(metrics.mean_decode_seconds, 's')} on average, {longest} at most; "
+             f"RTF {_told(metrics.mean_real_time_factor)} on average, {_told(metrics.rtf_max)} at most"),
+        Text.assemble("errors ", (errors or "none", "bold red" if errors else "")),
+    ]  # fmt: skip
+
+
+def _told(value: float | None, unit: str = "", behind: str = "") -> str:
+    return "n/a" if value is None else amount(value, unit) + behind
 
 
 # ---- the run -----------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def start(
     environment: Mapping[str, str] | None = None,
     ready_seconds: float = READY_SECONDS,
 ) -> Server:
-    """Start ``command --announce --host 127.0.0.1 --port 0 OPTIONS`` and wait until it says that it can transcribe.
+    """Start ``command --announce --host 127.0.0.1 --port 0 --ops-port 0 OPTIONS`` and wait until it says that it can transcribe.
 
     What it writes goes to ``log``. It leads a process group, so that an interrupt from the keyboard does not reach it.
 
@@ -117,7 +117,7 @@ def start(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as sink:
         process = subprocess.Popen(
-            [*command, "--announce", "--host", "127.0.0.1", "--port", "0", *options],
+            [*command, "--announce", "--host", "127.0.0.1", "--port", "0", "--ops-port", "0", *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=sink,

@@ -148,6 +148,16 @@ class Hearing:
         return self._session.accepts_audio
 
     @property
+    def queued_seconds(self) -> float:
+        """Audio received and not yet handed to the engine."""
+        return self._session.queued_seconds
+
+    @property
+    def heard_seconds(self) -> float:
+        """Audio of the utterance under way that the engine has heard."""
+        return self._session.heard_seconds
+
+    @property
     def unheard_seconds(self) -> float:
         """Audio received and not yet heard by the engine."""
         return self._session.unheard_seconds
@@ -158,8 +168,12 @@ class Hearing:
         """Carry the command out, or have it wait its turn. An engine may answer from inside."""
         if self._closed:
             return
-        if isinstance(command, Start) and not self._hold(command.options):
-            return
+        if isinstance(command, Start):
+            model = self._hold(command.options)
+            if model is None:
+                return
+            # whatever becomes of names and of the default meanwhile, the utterance stays with the model it began with
+            command = replace(command, options=replace(command.options, model=model.id))
         self._happen(command)
         self._rearm()
 
@@ -187,6 +201,9 @@ class Hearing:
 
     def lose(self, model: str) -> None:
         """The model is being taken away: whatever it hears fails."""
+        for held in [held for held in self._held if held.id == model]:
+            self._held.discard(held)  # nothing that waits may begin with it
+            held.let_go(self)
         for number, (stream, owner) in list(self._streams.items()):
             if owner.id == model:
                 stream.abort()
@@ -194,32 +211,34 @@ class Hearing:
 
     # ---- models
 
-    def _hold(self, options: StreamOptions) -> bool:
+    def _hold(self, options: StreamOptions) -> Model | None:
         try:
             model = self._models.find(options.model)
         except UnknownModelError as error:
             self._owner.refused(SessionError("model_not_found", str(error)))
-            return False
+            return None
         model.hold(self)
         self._held.add(model)
-        return True
+        return model
 
     def _let_go(self) -> None:
         for model in self._held:
             model.let_go(self)
         self._held.clear()
 
-    def _policy_for(self, name: str) -> SessionSettings:
+    def _policy_for(self, model_id: str) -> SessionSettings:
         for model in self._held:  # also one that is leaving: who holds it still uses it
-            if name == model.id or name in model.names:
+            if model_id == model.id:
                 return policy_for(model.engine.info, self._policy)
-        return policy_for(self._models.find(name).engine.info, self._policy)
+        return policy_for(
+            self._models.default.engine.info, self._policy
+        )  # it was taken away; its utterance fails when it opens a segment
 
-    def _model(self, name: str | None) -> Model:
+    def _model(self, model_id: str | None) -> Model:
         for model in self._held:
-            if name is not None and (name == model.id or name in model.names):
+            if model_id == model.id:
                 return model
-        return self._models.find(name)
+        return self._models.find(model_id)
 
     # ---- happenings
 

@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -91,6 +91,68 @@ class HttpListener:
 
     def close(self) -> None:
         self._socket.close()
+
+
+class GrpcListener:
+    """gRPC over grpc.aio, in plain text or with TLS. An address that stands for all of them takes IPv6 as well, where there is any."""
+
+    def __init__(self, name: str, server: Any, host: str, port: int, credentials: Any = None) -> None:
+        """Bind the address.
+
+        Raises:
+            OSError: it is taken, or not one of this machine's.
+        """
+        self._name = name
+        self._server = server
+        self._left = asyncio.Event()
+        self._at_once = False
+        hosts = ["::", "0.0.0.0"] if host in ("", "0.0.0.0", "::") else [host]
+        for candidate in hosts:
+            address = f"[{candidate}]:{port}" if ":" in candidate else f"{candidate}:{port}"
+            try:
+                bound = (
+                    server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+                )
+            except RuntimeError:
+                continue
+            if bound:
+                self._address = host or "0.0.0.0", int(bound)
+                return
+        raise OSError(
+            f"cannot listen on {host} port {port} for gRPC: the address is taken, or is not one of this machine's"
+        )
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self._address
+
+    async def serve(self, started: asyncio.Event) -> None:
+        await self._server.start()
+        started.set()
+        try:
+            await self._left.wait()
+            if not self._at_once:
+                self._left.clear()
+                async with asyncio.TaskGroup() as ending:
+                    stop = ending.create_task(self._server.stop(_GRACE_SECONDS))
+                    again = ending.create_task(self._left.wait())
+                    await asyncio.wait({stop, again}, return_when=asyncio.FIRST_COMPLETED)
+                    again.cancel()
+                    if not stop.done():
+                        await self._server.stop(None)
+        finally:
+            await self._server.stop(None)
+
+    def leave(self, *, at_once: bool = False) -> None:
+        self._at_once |= at_once
+        self._left.set()
+
+    def close(self) -> None:
+        """The server gives its address back when it stops, and when it is forgotten without having been served."""
 
 
 class _Server(uvicorn.Server):

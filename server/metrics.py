@@ -88,6 +88,15 @@ class Metrics:
         )
         self.tasks = gauge("tasks", "Tasks of the event loop: a few for the server, three per open connection")
         self.engine = gauge("engine", "Figures of the engine at the moment", "figure")
+        self.model = gauge(
+            "model", "Figures of every loaded model's engine, and how many clients hold it", "model", "figure"
+        )
+        self.captures = counter("captures", "Files of kept audio: written, removed, failed", "outcome")
+        self.capture_dropped = counter("capture_dropped_chunks", "Audio that waited too long to be written and was not")
+        self.transcripts_dropped = counter("transcripts_dropped", "Transcripts that were to be written and were not")
+        self.rpc = gauge(
+            "rpc", "Figures of the gRPC service at the moment, under the names of its own /metrics.json", "figure"
+        )
         self.chat = gauge("chat", "Figures of the chat engine at the moment", "figure")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from server.core.rpc_figures import RpcFigures
 from server.core.voice import VoiceDetector
 from server.engines.base import ChatEngine
 from server.engines.registry import Model, Models, UnknownModelError
@@ -31,19 +32,37 @@ class Guest(Protocol):
         """Go home: the server is shutting down. ``code`` is a WebSocket close code; others translate it."""
 
 
+class Capture(Protocol):
+    """Keeps the audio of one stream as it was received, before it is brought to 16 kHz."""
+
+    def audio(self, pcm: bytes, rate: int) -> None:
+        """The next PCM16, mono, at ``rate`` Hz. Never waits."""
+
+    def closed(self) -> None:
+        """The stream is over."""
+
+
 @dataclass(slots=True)
 class Service:
-    """See the module. ``observers`` make what watches every hearing, given the surface's name and the client's address; ``health`` gives
-    further keys of ``/health``.
+    """See the module. ``observers`` make what watches every hearing, given the surface's name and the client's address (None where there
+    is nothing to watch); ``captures`` make what keeps a stream's received audio, given the surface's name and the stream's own. ``figures``
+    are those of the gRPC system, whether it is served or not, ``other_figures`` the same of everything else. ``at_drain`` is told when the
+    server begins to end; ``serving`` are the listeners that accept at the moment, by their names;
+    ``health`` gives further keys of ``/health``.
     """
 
     models: Models
     metrics: Metrics
     voice: Callable[[], VoiceDetector] | None = None
     chat: ChatEngine | None = None
-    observers: list[Callable[[str, str], Observer]] = field(default_factory=list)
+    observers: list[Callable[[str, str], Observer | None]] = field(default_factory=list)
+    captures: list[Callable[[str, str], Capture]] = field(default_factory=list)
+    figures: RpcFigures = field(default_factory=RpcFigures)
+    other_figures: RpcFigures = field(default_factory=RpcFigures)
+    at_drain: list[Callable[[], None]] = field(default_factory=list)
     health: list[Callable[[], Mapping[str, object]]] = field(default_factory=list)
     guests: set[Guest] = field(default_factory=set)
+    serving: set[str] = field(default_factory=set)
     draining: bool = False
     shared: dict[type, Any] = field(default_factory=dict)
 
@@ -78,6 +97,8 @@ class Service:
     async def drain(self, seconds: float) -> None:
         """Let nobody in, wait until no utterance is under way, at most ``seconds``, then send everybody home with 1012."""
         self.draining = True
+        for tell in self.at_drain:
+            tell()
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         # polled: a few times a second, once in a server's life, is simpler than every guest telling
@@ -90,7 +111,8 @@ class Service:
             await asyncio.sleep(0.02)
 
     def _observe(self, surface: str, client: str) -> Sequence[Observer]:
-        return [make(surface, client) for make in self.observers]
+        made = (make(surface, client) for make in self.observers)
+        return [observer for observer in made if observer is not None]
 
     def _served(self, model: Model) -> Served:
         info = model.engine.info

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from harness.dashboard import RunView
+    from harness.plane import Plane
     from harness.scrape import Watched
 
 REPORTS = Path("reports")
@@ -52,6 +53,14 @@ def watch(
         int | None, typer.Option(help="Characters of a line.", show_default="the terminal's", min=40, max=400)
     ] = None,
     api_key: Annotated[str | None, typer.Option(help="Sent as a bearer token.", show_default="EARMARK_API_KEY")] = None,
+    ops: Annotated[
+        str | None,
+        typer.Option(
+            help="Operations plane of the server, e.g. http://127.0.0.1:8001: shows its machine, sessions and errors too; its /metrics "
+            "unless URL is given. Token: STT_OBSERVABILITY_TOKEN.",
+            metavar="URL",
+        ),
+    ] = None,
 ) -> int:
     """Show what a server says of itself at /metrics, and how the running bench stands, until interrupted."""
     import httpx
@@ -62,11 +71,18 @@ def watch(
     console = Console(width=width, highlight=False)
     if width is None and not console.is_terminal:
         console = Console(width=80, highlight=False)
-    address = metrics_address(url) if url else None
+    plane = metrics_address(ops).removesuffix("/metrics") if ops else None
+    address = metrics_address(url) if url else f"{plane}/metrics" if plane else None
     key = api_key or os.environ.get("EARMARK_API_KEY")
-    headers = {"Authorization": f"Bearer {key}"} if key and url else {}  # only to whom it was meant for
-    with httpx.Client(headers=headers, timeout=ANSWER_SECONDS, trust_env=False) as client:
-        screen = _Screen(client, console, Watched(window), address, run, interval)
+    token = os.environ.get("STT_OBSERVABILITY_TOKEN")
+    headers = (
+        _bearer(key) if key and url else _bearer(token) if token and plane and not url else {}
+    )  # only to whom they are meant for
+    with (
+        httpx.Client(headers=headers, timeout=ANSWER_SECONDS, trust_env=False) as client,
+        httpx.Client(headers=_bearer(token) if token else {}, timeout=ANSWER_SECONDS, trust_env=False) as operator,
+    ):
+        screen = _Screen(client, console, Watched(window), address, run, interval, (operator, plane))
         if once:
             screen.look()
             time.sleep(interval)
@@ -81,6 +97,10 @@ def watch(
         except KeyboardInterrupt:
             return 0
     return 0
+
+
+def _bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
 
 
 def metrics_address(url: str) -> str:
@@ -112,9 +132,12 @@ class _Screen:
         address: str | None,
         run: Path | None,
         interval_seconds: float,
+        plane: tuple[httpx.Client, str | None],
     ) -> None:
         self._client, self._console, self._watched = client, console, watched
         self._named, self._address, self._run, self._interval_seconds = address, address, run, interval_seconds
+        self._operator, self._plane_url = plane
+        self._plane: Plane | None = None
         self._view: RunView | None = None
 
     def show(self) -> None:
@@ -137,6 +160,8 @@ class _Screen:
         from harness.scrape import Watched, parse
 
         self._view = run_view(self._run, time.time())
+        if self._plane_url is not None:
+            self._plane = _look_at_plane(self._operator, self._plane_url)
         if self._named is None and self._view is not None and self._view.standing and not self._view.standing.server:
             self._address = None  # a service, which has no metrics
             return True
@@ -178,8 +203,16 @@ class _Screen:
             now_seconds=time.monotonic(),
             interval_seconds=self._interval_seconds,
             run=self._view,
+            plane=self._plane,
             no_run=f"{self._run}: no run in it" if self._run else "no bench is under way here",
         )
+
+
+def _look_at_plane(client: httpx.Client, url: str) -> Plane:
+    from harness.plane import Metrics, Plane, System, read
+
+    metrics, system = _ask(client, f"{url}/metrics.json"), _ask(client, f"{url}/system")
+    return Plane(url, read(metrics, Metrics), read(system, System))
 
 
 def _ask(client: httpx.Client, address: str) -> bytes | str:

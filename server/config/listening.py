@@ -8,7 +8,8 @@ from pydantic import field_validator
 
 from server.config.fields import Names, Part, setting
 
-SURFACES = ("yap", "realtime", "rest", "openai", "sessions")
+SURFACES = ("yap", "realtime", "rest", "openai", "sessions", "grpc")
+_OVER_HTTP = tuple(name for name in SURFACES if name != "grpc")
 
 
 class Listening(Part):
@@ -62,8 +63,8 @@ class Listening(Part):
     def _surface_ports(cls, value: list[str]) -> list[str]:
         for part in value:
             name, _, port = part.partition("=")
-            if name.strip() not in SURFACES or not port.strip().isdecimal() or int(port) > 65535:
-                raise ValueError(f"{part!r:.80} is not SURFACE=PORT with a surface of {', '.join(SURFACES)}")
+            if name.strip() not in _OVER_HTTP or not port.strip().isdecimal() or int(port) > 65535:
+                raise ValueError(f"{part!r:.80} is not SURFACE=PORT with a surface of {', '.join(_OVER_HTTP)}")
         return value
 
     @field_validator("log_level", mode="before")

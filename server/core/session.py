@@ -155,6 +155,12 @@ class Session:
         return seconds_of(utterance.pending_bytes) + _unheard(utterance) if utterance else 0.0
 
     @property
+    def heard_seconds(self) -> float:
+        """Audio of the utterance under way that the engine has heard."""
+        utterance = self._utterance
+        return max(0.0, seconds_of(utterance.position_bytes) - _unheard(utterance)) if utterance else 0.0
+
+    @property
     def accepts_audio(self) -> bool:
         """False while as much waits as may wait; the policy is to stop reading until it turns true."""
         pieces = len(self._waiting) + (len(self._utterance.pending) if self._utterance else 0)

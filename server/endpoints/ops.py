@@ -86,32 +86,45 @@ def ops_routes(
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        service.metrics.tasks.set(len(asyncio.all_tasks()))
-        for figure, value in service.models.default.engine.metrics().items():
-            service.metrics.engine.labels(figure).set(value)
-        for figure, value in service.chat.metrics().items() if service.chat else ():
-            service.metrics.chat.labels(figure).set(value)
-        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(exposition(service, surfaces), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/v1/models")
     async def list_models(request: Request) -> Response:
         if keys is not None and bearer_key(request) not in keys:
             return JSONResponse({"error": "Unauthorized"}, 401)
         return JSONResponse(
-            {"object": "list", "data": [entry for model in service.models for entry in _entries(model)]}
+            {"object": "list", "data": [_entry(name, model) for name, model in service.models.owners.items()]}
         )
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str, request: Request) -> Response:
         if keys is not None and bearer_key(request) not in keys:
             return JSONResponse({"error": "Unauthorized"}, 401)
-        for entry in (entry for model in service.models for entry in _entries(model)):
-            if entry["id"] == name:
-                return JSONResponse(entry)
+        found = service.models.owners.get(name)
+        if found is not None:
+            return JSONResponse(_entry(name, found))
         message = f"the model {name!r:.200} is not served here; GET /v1/models lists those that are"
         return JSONResponse({"error": openai_error("model_not_found", message, param="model")}, 404)
 
     return router
+
+
+def exposition(service: Service, surfaces: Sequence[str]) -> bytes:
+    """All metrics in the Prometheus text format, figures of the moment as they are now."""
+    metrics = service.metrics
+    metrics.tasks.set(len(asyncio.all_tasks()))
+    for figure, value in service.models.default.engine.metrics().items():
+        metrics.engine.labels(figure).set(value)
+    metrics.model.clear()  # of those that were unloaded
+    for model in service.models:
+        for figure, value in (model.engine.metrics() | {"clients": len(model.holders)}).items():
+            metrics.model.labels(model.id, figure).set(value)
+    for figure, value in service.chat.metrics().items() if service.chat else ():
+        metrics.chat.labels(figure).set(value)
+    for figure, known in service.figures.snapshot().items() if "grpc" in surfaces else ():
+        if isinstance(known, int | float):
+            metrics.rpc.labels(figure).set(known)
+    return generate_latest(metrics.registry)
 
 
 def health_status(service: Service) -> str:
@@ -130,22 +143,19 @@ def _chat_status(chat: ChatEngine | None) -> dict[str, object] | None:
     return {"status": status, "engine": chat.info.name, "model": chat.info.model, **figures}
 
 
-def _entries(model: Model) -> list[dict[str, object]]:
-    """The model under each of its names."""
+def _entry(name: str, model: Model) -> dict[str, object]:
+    """The model under one of its names."""
     info = model.engine.info
-    return [
-        {
-            "id": name,
-            "object": "model",
-            "created": _STARTED,
-            "owned_by": "earmark",
-            # additive, for clients that want to know what they measure
-            "engine": info.name,
-            "caveat": info.caveat,
-            "slots": info.slots,
-            "languages": list(info.languages),
-            "delay_ms": round(info.default_delay_seconds * 1000),
-            "delays_ms": [round(delay * 1000) for delay in info.delays_seconds],
-        }
-        for name in model.names
-    ]
+    return {
+        "id": name,
+        "object": "model",
+        "created": _STARTED,
+        "owned_by": "earmark",
+        # additive, for clients that want to know what they measure
+        "engine": info.name,
+        "caveat": info.caveat,
+        "slots": info.slots,
+        "languages": list(info.languages),
+        "delay_ms": round(info.default_delay_seconds * 1000),
+        "delays_ms": [round(delay * 1000) for delay in info.delays_seconds],
+    }

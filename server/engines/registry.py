@@ -57,8 +57,9 @@ class Models:
 
     def __init__(self, engine: Engine, names: Sequence[str] = ()) -> None:
         self._loaded: dict[str, Model] = {}
-        self._add(DEFAULT, engine, names)
+        self._given = engine
         self._default = DEFAULT
+        self._add(DEFAULT, engine, names)
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._loaded.values())
@@ -77,18 +78,29 @@ class Models:
     @property
     def names(self) -> list[str]:
         """All names that clients may use, those of the default model first."""
-        ordered = [self.default, *(model for model in self if model is not self.default)]
-        return list(dict.fromkeys(name for model in ordered for name in model.names))
+        return list(self.owners)
+
+    @property
+    def owners(self) -> dict[str, Model]:
+        """Every name that clients may use with the model that it finds: of two models with one name that is the one of this id, then the
+        default one, then the one loaded first.
+        """
+        found: dict[str, Model] = {}
+        for model in self._ordered():
+            for name in model.names:
+                found.setdefault(name, self._loaded.get(name, model))
+        return {name: model for name, model in found.items() if not model.leaving}
 
     def find(self, name: str | None) -> Model:
-        """The model of that name or id; the default one for ``None`` and for the empty name.
+        """The model of that id or name, ids first; the default one for ``None`` and for the empty name.
 
         Raises:
             UnknownModelError: there is none, or it is being unloaded.
         """
         if not name:
             return self.default
-        for model in self:
+        by_id = self._loaded.get(name)
+        for model in self._ordered() if by_id is None else [by_id]:
             if (name == model.id or name in model.names) and not model.leaving:
                 return model
         raise UnknownModelError(f"model {name!r:.200} is not loaded; loaded: {', '.join(self.names)}")
@@ -139,11 +151,14 @@ class Models:
 
     async def stop(self) -> None:
         """Stop every engine that was loaded here."""
-        for model in [model for model in self if model.id != DEFAULT]:
+        for model in [model for model in self if model.engine is not self._given]:
             await model.engine.stop()
 
+    def _ordered(self) -> list[Model]:
+        return [self.default, *(model for model in self if model is not self.default)]
+
     def _add(self, model_id: str, engine: Engine, names: Sequence[str]) -> Model:
-        known = [*names, engine.info.model] + ([] if model_id == DEFAULT else [model_id])
+        known = [*([] if engine is self._given else [model_id]), *names, engine.info.model]
         model = Model(model_id, engine, list(dict.fromkeys(filter(None, known))))
         model.unheld.set()
         self._loaded[model_id] = model

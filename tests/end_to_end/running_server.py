@@ -33,7 +33,9 @@ class RunningServer:
     ) -> None:
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
         self.process = subprocess.Popen(
-            command(*engine_options(engine), "--port", "0", "--host", "127.0.0.1", "--announce", *options),
+            command(
+                *engine_options(engine), "--port", "0", "--host", "127.0.0.1", "--ops-port", "0", "--announce", *options
+            ),
             cwd=ROOT,
             env=clean_environment({"VOXTRAL_API_KEY": key} | dict(environment or {})),
             stdout=subprocess.PIPE,
@@ -41,9 +43,11 @@ class RunningServer:
             text=True,
         )
         try:
-            ready = self._ready()
-            self.port = int(ready["port"])
-            self.ports: dict[str, int] = ready["ports"]
+            self.ready = self._ready()
+            self.port = int(self.ready["port"])
+            self.ops_port: int | None = self.ready["ops_port"]
+            self.ports: dict[str, int] = self.ready["ports"]
+            self.grpc_port = int(self.ready["grpc_port"] or 0)
         except BaseException:
             self.kill()
             raise

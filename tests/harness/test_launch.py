@@ -50,7 +50,10 @@ def test_options_are_passed_on_behind_ours(tmp_path: Path) -> None:
     say = "import sys; print(sys.argv[1:], file=sys.stderr, flush=True)"
     with start(["--engine", "x"], tmp_path / "log", command=python(say, READY, WAIT)):
         pass
-    assert "['--announce', '--host', '127.0.0.1', '--port', '0', '--engine', 'x']" in (tmp_path / "log").read_text()
+    assert (
+        "['--announce', '--host', '127.0.0.1', '--port', '0', '--ops-port', '0', '--engine', 'x']"
+        in (tmp_path / "log").read_text()
+    )
 
 
 def test_the_server_gets_a_key_and_we_know_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -244,11 +244,17 @@ def test_a_sparkline_has_a_character_for_each_of_the_newest_values(values: list[
 # ---- the command
 
 
+def answering(answer: Callable[[], tuple[int, bytes]]) -> AbstractContextManager[str]:
+    return answering_paths(lambda path, _: answer() if path == "/metrics" else (404, b""))
+
+
 @contextmanager
-def answering(answer: Callable[[], tuple[int, bytes]]) -> Iterator[str]:
+def answering_paths(answer: Callable[[str, str], tuple[int, bytes]]) -> Iterator[str]:
+    """A server that answers each path, and whoever brings which authorization."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, body = answer() if self.path == "/metrics" else (404, b"")
+            status, body = answer(self.path, self.headers.get("Authorization", ""))
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body)
@@ -328,6 +334,97 @@ def test_a_bench_of_a_service_is_shown_without_asking_the_service(
     assert "a service, which has no metrics" in shown
     assert "37 of 88" in shown
     assert "no answer" not in shown
+
+
+# ---- the operations plane
+
+METRICS = {
+    "active_sessions": 3,
+    "decode_queue_depth": 2,
+    "decode_latency_total": 3.0,
+    "decode_latency_count": 4,
+    "decode_latency_max": 1.5,
+    "rtf_avg": 0.25,
+    "rtf_max": 0.5,
+    "vad_triggers": 7,
+    "decode_cancelled": 1,
+    "error_counts": {"INTERNAL": 2, "UNAUTHENTICATED": 11},
+    "of another server": [1],
+}
+SYSTEM = {
+    "cpu_count": 16,
+    "load_avg": [1.0, 2.5, 3.0],
+    "process": {"pid": 7, "cpu_percent": 42.5, "rss_bytes": 3 * 2**30, "threads": 12},
+    "system": {"memory_total_bytes": 64 * 2**30, "memory_percent": 31.0},
+    "gpus": [
+        {
+            "index": 0,
+            "name": "H200",
+            "utilization_gpu": 88,
+            "memory_total_mib": 143000,
+            "memory_used_mib": 90000,
+            "temperature_gpu": 61,
+        },
+        {"index": 1, "name": None, "utilization_gpu": None, "memory_used_mib": None, "temperature_gpu": None},
+    ],
+}
+
+
+@pytest.mark.spec("operations-51")
+def test_the_plane_is_shown_with_its_machine_and_counts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    paths = {
+        "/metrics.json": msgspec.json.encode(METRICS),
+        "/system": msgspec.json.encode(SYSTEM),
+        "/metrics": generate_latest(Metrics().registry),
+    }
+    with answering_paths(lambda path, _: (200, paths[path])) as address:
+        assert watch(ops=address, once=True, interval=0.05, window=30, run=tmp_path, width=200) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "CPU 42.5 % of the process, load 1.00 2.50 3.00 on 16 cores" in shown
+    assert "memory 3.00 GiB of the process, 12 threads; machine 31 % of 64.00 GiB" in shown
+    assert "GPU 0 H200: 88 %, memory 90k of 143k MiB, 61 °C" in shown
+    assert "GPU 1 : n/a, memory n/a of n/a MiB, n/a" in shown
+    assert "sessions 3, decodes waiting 2, cancelled 1, VAD triggers 7" in shown
+    assert "decode 0.75 s on average, 1.5 s at most; RTF 0.25 on average, 0.5 at most" in shown
+    assert "errors INTERNAL 2, UNAUTHENTICATED 11" in shown
+    assert "unavailable" not in shown
+
+
+@pytest.mark.spec("operations-51")
+def test_each_part_of_the_plane_that_does_not_answer_is_unavailable(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def answer(path: str, _: str) -> tuple[int, bytes]:
+        return {"/metrics.json": (401, b"{}"), "/system": (200, b"[]")}.get(path, (200, b"a 1\n"))
+
+    with answering_paths(answer) as address:
+        assert watch(ops=address, once=True, interval=0.05, window=30, run=tmp_path, width=200) == 0
+    shown = capsys.readouterr().out
+    assert "metrics unavailable: it answers 401 Unauthorized" in shown
+    assert "system unavailable: what it answers is not what an operations plane answers" in shown
+
+
+@pytest.mark.spec("operations-51")
+def test_the_operators_token_goes_to_the_plane_and_the_key_to_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, str] = {}
+
+    def answer(path: str, authorization: str) -> tuple[int, bytes]:
+        given[path] = authorization
+        return 200, b"{}" if path != "/metrics" else generate_latest(Metrics().registry)
+
+    monkeypatch.setenv("STT_OBSERVABILITY_TOKEN", "operator")
+    monkeypatch.setenv("EARMARK_API_KEY", "client")
+    with answering_paths(answer) as address:
+        assert watch(address, ops=address, once=True, interval=0.05, window=30, run=tmp_path) == 0
+        assert given == {
+            "/metrics": "Bearer client",
+            "/metrics.json": "Bearer operator",
+            "/system": "Bearer operator",
+        }
+        assert watch(ops=address, once=True, interval=0.05, window=30, run=tmp_path) == 0
+        assert given["/metrics"] == "Bearer operator"
 
 
 # ---- the run's folder

@@ -255,6 +255,22 @@ BAD = {
     "max_rest_streams": ["many", "1.5"],
     "max_upload_mb": ["0", "-1", "much", "nan", "inf"],
     "max_chunk_size_mb": ["0", "-1", "12", "much", "nan", "inf"],
+    "ops": ["perhaps"],
+    "ops_port": ["-1", "65536", "http", "8001.5"],
+    "ops_rate": ["-1", "often", "nan", "inf"],
+    "ops_burst": ["-1", "many", "nan", "inf"],
+    "ops_show_api_keys": ["perhaps"],
+    "health_window_seconds": ["0", "-1", "long", "inf", "nan"],
+    "health_min_events": ["0", "-1", "few", "1.5"],
+    "health_max_timeout_ratio": ["-0.1", "1.1", "half", "nan"],
+    "health_min_success_ratio": ["-0.1", "1.1", "half", "nan"],
+    "persist_audio": ["perhaps"],
+    "audio_queue_chunks": ["-1", "many", "1.5"],
+    "audio_max_bytes": ["all", "1.5"],
+    "audio_max_files": ["all", "1.5"],
+    "audio_max_age_days": ["old", "nan", "inf"],
+    "log_transcripts": ["perhaps"],
+    "transcript_retention_days": ["-1", "long", "1.5"],
     "openai_max_file_mb": ["many", "1.5", "nan"],
     "openai_max_audio_seconds": ["long", "nan", "inf"],
     "openai_timeout_seconds": ["long", "nan", "inf"],
@@ -281,11 +297,44 @@ BAD = {
     "log_level": ["loud", "notset"],
     "log_format": ["xml"],
 }
+_LIMITS_IN_SECONDS = (
+    "session_timeout_sec",
+    "max_chunk_ms",
+    "max_audio_seconds_per_session",
+    "partial_decode_interval_sec",
+)
+_LIMITS_IN_SECONDS += ("max_buffer_sec", "decode_queue_timeout_sec", "decode_timeout_sec")
+_LIMITS_IN_SECONDS += ("create_session_rps", "max_audio_bytes_per_sec")
+BAD |= {f"grpc_{name}": ["soon", "nan", "inf", "5s"] for name in _LIMITS_IN_SECONDS}
+_COUNTS = ("max_sessions", "max_sessions_per_ip", "max_sessions_per_api_key", "vad_model_pool_size", "max_buffer_bytes")
+_COUNTS += ("max_total_buffer_bytes", "max_pending_decodes_per_stream", "max_pending_decodes_global")
+BAD |= {f"grpc_{name}": ["many", "1.5", "nan"] for name in _COUNTS}
+_SWITCHES = ("require_api_key", "emit_final_on_vad", "language_fix", "tls_required")
+BAD |= {f"grpc_{name}": ["perhaps"] for name in _SWITCHES}
+BAD |= {
+    "grpc_port": ["-1", "65536", "grpc"],
+    "grpc_create_session_burst": ["-1", "many", "nan"],
+    "grpc_max_audio_bytes_per_sec_burst": ["-1", "many", "inf"],
+    "grpc_vad_silence": ["0", "-1", "long", "nan"],
+    "grpc_vad_threshold": ["-0.1", "1.1", "high"],
+    "grpc_vad_model_pool_growth_factor": ["0.9", "fast", "inf"],
+    "grpc_speech_rms_threshold": ["-0.1", "1.1", "loud"],
+    "grpc_sample_rate": ["0", "999", "384001", "fast"],
+    "grpc_language": ["klingon", "xx"],
+    "grpc_task": ["summarise"],
+    "grpc_decode_profiles": ["{", "[]", '{"a": 1}', "fast"],
+    "grpc_default_decode_profile": ["fastest"],
+    "grpc_max_receive_message_bytes": ["0", "2147483648", "large"],
+    "grpc_max_send_message_bytes": ["0", "2147483648", "large"],
+}
 ANY_TEXT = {"host", "api_key", "api_keys", "model_id", "served_model_name", "script", "backends", "backend_api_key"}
+ANY_TEXT |= {"ops_host", "ops_allowlist", "audio_directory", "transcript_file"}
+ANY_TEXT |= {"model_profiles", "default_model_profile"}  # the file is read when the server is put together
 ANY_TEXT |= {"openai_aliases"}
-ANY_TEXT |= {"trusted_proxies"}  # names are looked up when the server is put together
+ANY_TEXT |= {"trusted_proxies", "ops_trusted_proxies"}  # names are looked up when the server is put together
 ANY_TEXT |= {"model_dir", "compilation_config"}  # read by the vllm engine, which complains itself
 ANY_TEXT |= {"whisper_model", "whisper_model_dir", "whisper_compute_type", "whisper_language"}  # likewise
+ANY_TEXT |= {"grpc_host", "grpc_signing_secret", "grpc_tls_cert_file", "grpc_tls_key_file"}  # files: as above
 ANY_TEXT |= {"chat_model_dir", "chat_model_id", "chat_url", "chat_api_key"}
 
 

@@ -1,0 +1,1 @@
+"""What watches every hearing without having a part in it."""
