@@ -28,8 +28,8 @@ from harness.drivers import DRIVERS
 from harness.drivers.base import Request, address
 from harness.launch import Server, ServerError, start
 from harness.replay import Cell, Replayed, replay
+from harness.replay.carrying import Destination
 from harness.replay.loop import new_event_loop
-from harness.replay.stream import Destination
 from harness.timeline import Kind, Outcome, StreamRecord
 from wire.scripted import speak
 from wire.words import TimedWord

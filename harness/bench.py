@@ -28,10 +28,11 @@ from harness.drivers.base import Driver, DriverError, Request, address
 from harness.impairment import Impairment
 from harness.launch import Server, start
 from harness.replay import Cell, Replayed, ReplayError, Watch, replay, replay_by_processes
+from harness.replay.carrying import Destination
+from harness.replay.exchange import Progress, Retries
 from harness.replay.jobs import MOST_STREAMS
 from harness.replay.loop import new_event_loop
 from harness.replay.processes import MOST_PROCESSES
-from harness.replay.stream import Destination, Progress, Retries
 from harness.server_side import AFTER, BEFORE
 from harness.system import Sampler
 from harness.timeline import Kind
