@@ -125,7 +125,12 @@ def bench(
             show_default=f"{DEFAULT_DELAYS_MS}; with --target: server",
         ),
     ] = None,
-    packet_ms: Annotated[int, typer.Option(help="Audio per packet.", min=5, max=10_000)] = 80,
+    packet_ms: Annotated[
+        int | None,
+        typer.Option(
+            help="Audio per packet.", min=5, max=10_000, show_default="80, or what 'earmark drivers NAME' says"
+        ),
+    ] = None,
     protocol: Annotated[str, typer.Option(help="How to speak to the server: 'earmark drivers' lists all.")] = "yap",
     driver_option: DriverOption = None,
     engine: Annotated[
@@ -186,7 +191,7 @@ def bench(
     plan = benches.Plan(
         concurrencies=_numbers(concurrency or ("8" if arrival == "closed" else "1"), "--concurrency"),
         delays_ms=_delays(delay_ms or ("server" if target else DEFAULT_DELAYS_MS)),
-        packet_ms=packet_ms,
+        packet_ms=packet_ms or 0,
         speed=speed,
         seed=seed,
         repeat=repeat,

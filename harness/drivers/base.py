@@ -119,7 +119,9 @@ class Final:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """The text up to here stands, and is all if nothing follows: of servers that cut by silence and never say that they are done."""
+    """The whole text so far, which stands, and is all if nothing follows: of servers that cut an utterance by its silences. It becomes
+    the final with `Done`, or where none comes, once nothing followed for a while.
+    """
 
     text: str
 

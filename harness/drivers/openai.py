@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import msgspec
 
 from harness.drivers.base import (
-    Appended,
     Done,
     Driver,
     DriverError,
@@ -20,10 +19,10 @@ from harness.drivers.base import (
     Ready,
     Request,
     Said,
-    Tentative,
     decode,
     whole_numbers,
 )
+from harness.drivers.growing import Growing, joined
 from wire.errors import WireError
 from wire.pcm import encode_base64
 
@@ -181,7 +180,7 @@ class _Stream:
 
     def __init__(self) -> None:
         self._pieces: dict[str, _Piece] = {}
-        self._shown = self._tentative = ""
+        self._growing = Growing()
         self._usage: dict[str, int] = {}
         self._all_known = self._over = False
 
@@ -219,22 +218,13 @@ class _Stream:
     def _grow(self) -> Sequence[Said]:
         pieces = list(self._pieces.values())
         growing = next((index for index, piece in enumerate(pieces) if not piece.complete), len(pieces))
-        stands, whole = _joined(pieces[: growing + 1]), _joined(pieces)
-        said: list[Said] = []
-        if len(stands) > len(self._shown) and stands.startswith(self._shown):
-            said.append(Appended(stands[len(self._shown) :]))
-            self._shown, self._tentative = stands, ""
-        tentative = whole[len(self._shown) :] if whole.startswith(self._shown) else ""
-        if tentative != self._tentative:
-            self._tentative = tentative
-            said.append(Tentative(tentative))
-        return said
+        return self._growing.show(_text(pieces[: growing + 1]), _text(pieces))
 
     def _end(self) -> Sequence[Said]:
         if self._over or not self._all_known or not all(piece.complete for piece in self._pieces.values()):
             return []
         self._over = True
-        return [Final(_joined(self._pieces.values())), Done(self._usage)]
+        return [Final(_text(self._pieces.values())), Done(self._usage)]
 
     def _fault(self, error: _Detail) -> Sequence[Said]:
         if error.code == NOTHING_TO_COMMIT:
@@ -243,9 +233,5 @@ class _Stream:
         return [Fault(code, error.message or "no reason given", refused=code == "rate_limit_exceeded")]
 
 
-def _joined(pieces: Iterable[_Piece]) -> str:
-    text = ""
-    for piece in pieces:
-        blank = " " if text and piece.text and not text[-1].isspace() and not piece.text[0].isspace() else ""
-        text += blank + piece.text
-    return text
+def _text(pieces: Iterable[_Piece]) -> str:
+    return joined(piece.text for piece in pieces)

@@ -188,10 +188,8 @@ class Exchange:
 
     def _conclude(self, final_seconds: float) -> None:
         """The end of the wait for the final, whether it came or not."""
-        if self._final is None and self._paused is not None and self.outcome is None:
-            pause, t_ns = self._paused
-            self._note(Kind.FINAL, t_ns, pause.text)
-            self._final, self.final_ns = Final(pause.text), t_ns
+        if self.outcome is None:
+            self._adopt_pause()
         if self._final is not None:
             self._end(Outcome.OK)
         self._end(Outcome.FAILED, f"no final within {final_seconds:g} s of the end of the audio{self._silence()}")
@@ -232,6 +230,7 @@ class Exchange:
                 case Done(usage, delay_ms):
                     self._usage = usage
                     self._delay_ms_in_force = self._delay_ms_in_force if delay_ms is None else delay_ms
+                    self._adopt_pause(t_ns)
                     if self._final is None:
                         self._end(Outcome.FAILED, "the server said done without a transcript")
                     self._end(Outcome.OK)
@@ -261,6 +260,19 @@ class Exchange:
             if told.key:
                 text += f" (is the key right? it comes from --api-key or {self._destination.driver.key_variable})"
             self._fault(text, Outcome.REJECTED if told.busy else Outcome.FAILED, t_ns)
+
+    def _adopt_pause(self, done_ns: int | None = None) -> None:
+        """Where no other final came, the last piece was it; one of the middle became the last only by the word that nothing follows."""
+        if self._final is None and self._paused is not None:
+            pause, t_ns = self._paused
+            if done_ns is not None and t_ns < self._speech_end_ns():
+                t_ns = done_ns
+            self._note(Kind.FINAL, t_ns, pause.text)
+            self._final, self.final_ns = Final(pause.text), t_ns
+
+    def _speech_end_ns(self) -> int:
+        """When the last sample of the utterance was due."""
+        return self.t0_ns
 
     def _settle(self) -> None:
         """Where a server never says that it is done, it is when nothing followed for a while and there is nothing left to hear."""

@@ -19,6 +19,7 @@ from harness.replay.carrying import Destination, Listener, Nobody
 
 LARGEST_ANSWER_BYTES = 32 * 1024 * 1024
 LONGEST_QUOTE = 200
+ENDED_EARLY = "it ended before the answer did"
 
 
 def prepared(ask: Ask, url: str, headers: Mapping[str, str]) -> bytes:
@@ -130,15 +131,17 @@ class HttpConnection(asyncio.Protocol):
         self._read(t_ns)
 
     def eof_received(self) -> bool:
-        if self._parser is not None:
-            self._parser.receive_data(b"")
-            self._read(perf_counter_ns())
+        t_ns = perf_counter_ns()
+        if self._parser is not None and self._parser.their_state is h11.SEND_BODY:
+            self._parser.receive_data(b"")  # the end of a body without a length
+            self._read(t_ns)
+        self._fail(ENDED_EARLY, t_ns)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self._parser is not None:
-            self._fail(f"the connection ended before the answer did{f': {exc}' if exc else ''}", perf_counter_ns())
+            self._fail(f"{ENDED_EARLY}{f': {exc}' if exc else ''}", perf_counter_ns())
         elif self._closing:
             self.listener.closed("closed", perf_counter_ns())
         if self._closing and not self._gone.done():
@@ -176,7 +179,8 @@ class HttpConnection(asyncio.Protocol):
                     case h11.EndOfMessage():
                         self._end_answer(t_ns)
         except h11.RemoteProtocolError as error:
-            self._fail(f"this is no HTTP answer: {error}", t_ns)
+            ended = self._parser is not None and self._parser.trailing_data[1]
+            self._fail(ENDED_EARLY if ended else f"this is no HTTP answer: {error}", t_ns)
             if self._transport is not None:
                 self._transport.abort()
 

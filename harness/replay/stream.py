@@ -198,6 +198,9 @@ class Stream(Exchange):
         offsets_ns = self.prepared.offsets_ns
         return self.t0_ns + offsets_ns[min(index, len(offsets_ns) - 1)]
 
+    def _speech_end_ns(self) -> int:
+        return self.t0_ns + round(self.prepared.seconds * NS / self.speed)
+
     def _leaves_ns(self, index: int) -> int:
         """When the network lets it go: the due time, but for a simulated impairment."""
         held_ns = self._held_ns
