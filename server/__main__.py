@@ -13,7 +13,8 @@ def main() -> int:
     """0 after a clean end, 2 for a bad setting, 1 when the engine or the listener cannot start."""
     try:
         settings = read(sys.argv[1:], os.environ)
-        from server.app import configure_logging, run
+        from server.app import run
+        from server.logs import configure_logging
 
         configure_logging(settings)
         import uvloop

@@ -1,7 +1,6 @@
-"""The one shell of every WebSocket connection: socket, dialect, session and engine streams put together.
+"""The one shell of every WebSocket connection: socket, dialect and hearing put together.
 
-Everything happens on the event loop's thread. A frame is taken in as soon as it is read; what the engine says comes as a callback.
-Both go through one queue of happenings, so that the session sees one thing at a time. Frames to send wait in an outbox for the
+Everything happens on the event loop's thread. A frame is taken in as soon as it is read. Frames to send wait in an outbox for the
 writer. Nothing here waits for the client except the writer, and the reader while the session has all the audio it may hold.
 """
 
@@ -15,37 +14,12 @@ from typing import Protocol
 
 import structlog
 
-from server.core.events import (
-    AbortSegment,
-    Audio,
-    Cancel,
-    Cancelled,
-    CloseSegment,
-    Command,
-    Dropped,
-    EngineEvent,
-    EngineFailed,
-    Event,
-    Failed,
-    Feed,
-    Final,
-    Finish,
-    Heard,
-    Mute,
-    OpenSegment,
-    Output,
-    SegmentDone,
-    Start,
-    Started,
-    Token,
-)
+from server.core.events import EngineEvent, Event, Heard
 from server.core.limits import Lifetime, LifetimeLimits
-from server.core.session import Session, SessionError, SessionSettings
-from server.core.voice import VoiceDetector
-from server.engines.base import Engine, EngineStream
+from server.core.session import SessionError, SessionSettings
+from server.hearing import Hearing, Resources
 from server.metrics import Metrics
-from server.protocols.base import Close, Dialect, Reply, Step
-from wire.pcm import seconds_of
+from server.protocols.base import Close, Dialect, Reply, Step, TimedDialect
 
 _log = structlog.get_logger("earmark.connection")
 
@@ -86,26 +60,16 @@ class Surface:
 
 
 class Connection:
-    """Run one accepted socket until it ends, by whichever side."""
+    """Run one accepted socket until it ends, by whichever side. ``client`` is who it is, as an address, for observers."""
 
-    def __init__(
-        self,
-        socket: Socket,
-        surface: Surface,
-        engine: Engine,
-        metrics: Metrics,
-        voice: Callable[[], VoiceDetector] | None = None,
-    ) -> None:
+    def __init__(self, socket: Socket, surface: Surface, resources: Resources, client: str = "") -> None:
         self._socket = socket
         self._surface = surface
-        self._engine = engine
         self._dialect = surface.dialect()
-        self._session = Session(surface.session, voice)
+        self._timed = self._dialect if isinstance(self._dialect, TimedDialect) else None
+        self._hearing = Hearing(surface.name, surface.session, resources, self, client)
         self._loop = asyncio.get_running_loop()
         self._lifetime = Lifetime(surface.lifetime, self._loop.time())
-        self._streams: dict[int, EngineStream] = {}
-        self._happenings: deque[Command | EngineEvent] = deque()
-        self._working = False
         self._inbound: deque[str | bytes] = deque()
         self._room = asyncio.Event()
         self._outbox: deque[tuple[str | Close, float]] = deque()  # each with the time at which it was put there
@@ -115,12 +79,12 @@ class Connection:
         self._writer: asyncio.Task[None] | None = None
         self._timer: asyncio.Handle | None = None
         self._timer_due = 0.0  # uvloop's handles do not know, when it is at once
-        self._observed = _Observed(metrics, surface.name)
+        self._observed = _Observed(resources.metrics, surface.name)
 
     @property
     def busy(self) -> bool:
         """Whether an utterance is under way."""
-        return self._session.busy
+        return self._hearing.busy
 
     async def run(self) -> None:
         """Serve until the socket is closed."""
@@ -130,6 +94,7 @@ class Connection:
             async with asyncio.TaskGroup() as tasks:
                 self._writer = writer = tasks.create_task(self._write())
                 reader = tasks.create_task(self._read())
+                self._tell_the_time()
                 self._take_steps(self._dialect.greet())
                 self._rearm()
                 await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
@@ -139,11 +104,7 @@ class Connection:
             self._closing = True
             if self._timer is not None:
                 self._timer.cancel()
-            for stream in self._streams.values():
-                stream.abort()
-            if self._session.busy:
-                self._observed.outcome("cancelled")
-            self._streams.clear()
+            self._hearing.close()
             self._observed.closed(self._loop.time() - opened_at)
 
     def close(self, code: int, reason: str) -> None:
@@ -159,13 +120,14 @@ class Connection:
                 return
             self._lifetime.touch(self._loop.time())
             try:
+                self._tell_the_time()
                 await self._arrived(frame)
             except Exception:  # noqa: BLE001 - logged by _crash, which ends this connection alone
                 self._crash()
         await asyncio.Event().wait()  # the writer sends the close; its end ends the connection
 
     async def _arrived(self, frame: str | bytes) -> None:
-        if self._session.accepts_audio and not self._inbound:
+        if self._hearing.accepts_audio and not self._inbound:
             self._take_steps(self._dialect.receive(frame))
         elif self._surface.inbound_limit is None:
             self._inbound.append(frame)
@@ -183,12 +145,12 @@ class Connection:
 
     def _take_inbound(self) -> None:
         """Go on with frames that waited for room in the session."""
-        while self._inbound and self._session.accepts_audio and not self._closing:
+        while self._inbound and self._hearing.accepts_audio and not self._closing:
             self._take_steps(self._dialect.receive(self._inbound.popleft()))
         if not self._inbound:
             self._room.set()
 
-    # ---- steps and happenings
+    # ---- steps
 
     def _take_steps(self, steps: Iterable[Step]) -> None:
         for step in steps:
@@ -198,94 +160,61 @@ class Connection:
         match step:
             case Reply(frame, error):
                 if error:
-                    self._observed.error(error)
+                    self._hearing.error(error)
                 self._send(frame)
             case Close():
                 self._send(step)
             case _:
                 if not self._closing:
-                    self._happen(step)
+                    self._hearing.do(step)
 
-    def _happen(self, happening: Command | EngineEvent) -> None:
-        """Let the session see it. An engine may answer from inside ``feed``: then it waits for its turn."""
-        self._happenings.append(happening)
-        if self._working:
-            return
-        self._working = True
-        try:
-            while self._happenings:
-                current = self._happenings.popleft()
-                now = self._loop.time()
-                self._observed.command(current, now)
-                try:
-                    outputs = self._session.handle(current, now)
-                except SessionError as error:
-                    for step in self._dialect.refused(error):
-                        self._take_step(step)
-                    continue
-                for output in outputs:
-                    self._carry_out(output, now)
-        finally:
-            self._working = False
+    # ---- what the hearing tells its owner
 
-    def _heard(self, event: EngineEvent) -> None:
-        """The sink of every engine stream of this connection."""
+    def told(self, event: Event, now: float) -> None:
+        """The session has something to say."""
+        if self._timed is not None:
+            self._timed.at(now)
+        self._take_steps(self._dialect.tell(event))
+
+    def refused(self, error: SessionError) -> None:
+        """The session refused a command."""
+        self._take_steps(self._dialect.refused(error))
+
+    def progressed(self, event: EngineEvent | None) -> None:
+        """There may be room for frames that waited."""
         if self._closing:
             return
-        if not isinstance(event, Heard):
-            self._streams.pop(event.segment, None)
-        try:
-            self._happen(event)
-            if (
-                self._inbound and not self._working
-            ):  # else whoever is at work goes on with them, after the frame in hand
-                self._take_inbound()
-            if not isinstance(event, Heard):
-                self._lifetime.touch(self._loop.time())
-            self._rearm()
-        except Exception:  # noqa: BLE001 - logged by _crash, which ends this connection alone
-            self._crash()
+        if self._inbound and not self._hearing.working:
+            self._take_inbound()  # else whoever is at work goes on with them, after the frame in hand
+        if event is not None and not isinstance(event, Heard):
+            self._lifetime.touch(self._loop.time())
+        self._rearm()
 
-    def _carry_out(self, output: Output, now: float) -> None:
-        match output:
-            case Feed(number, pcm):
-                stream = self._streams.get(number)
-                if stream is not None:
-                    stream.feed(pcm)
-            case OpenSegment(number):
-                self._observed.segment()
-                self._streams[number] = self._engine.open(output, self._heard)
-            case CloseSegment(number):
-                stream = self._streams.get(number)
-                if stream is not None:
-                    stream.finish()
-            case AbortSegment(number):
-                stream = self._streams.pop(number, None)
-                if stream is not None:
-                    stream.abort()
-            case _:
-                self._observed.event(output, now, self._session.unheard_seconds)
-                for step in self._dialect.tell(output):
-                    self._take_step(step)
-
-    def _crash(self) -> None:
-        """A bug of ours: this connection ends, the others never notice."""
-        _log.exception("connection failed", surface=self._surface.name)
-        self._happenings.clear()
+    def crashed(self) -> None:
+        """A bug of ours, logged by whoever noticed: this connection ends, the others never notice."""
         if not self._closing:
             self._take_steps(self._dialect.crashed())
 
+    def _crash(self) -> None:
+        _log.exception("connection failed", surface=self._surface.name)
+        self.crashed()
+
     # ---- time
+
+    def _tell_the_time(self) -> None:
+        if self._timed is not None:
+            self._timed.at(self._loop.time())
 
     def _rearm(self) -> None:
         """Have ``_time_is_up`` called no later than the next deadline; too early does no harm."""
         if self._closing:
             return
-        own = self._session.deadline()
-        life = self._lifetime.deadline(busy=self._session.busy)
-        if own is None and life is None:
+        due = self._lifetime.deadline(busy=self._hearing.busy)
+        if self._timed is not None:
+            own = self._timed.deadline()
+            due = own if due is None else due if own is None else min(due, own)
+        if due is None:
             return
-        due = min(deadline for deadline in (own, life) if deadline is not None)
         if self._timer is not None:
             if self._timer_due <= due and not self._timer.cancelled():
                 return
@@ -297,13 +226,13 @@ class Connection:
         self._timer = None
         now = self._loop.time()
         try:
-            limit = self._lifetime.expired(now, busy=self._session.busy)
+            limit = self._lifetime.expired(now, busy=self._hearing.busy)
             if limit is not None:
                 self._take_steps(self._dialect.expired(limit))
                 return
-            for output in self._session.expire(now):
-                self._carry_out(output, now)
-            self._take_inbound()
+            if self._timed is not None:
+                self._timed.at(now)
+                self._take_steps(self._timed.due())
             self._rearm()
         except Exception:  # noqa: BLE001 - logged by _crash, which ends this connection alone
             self._crash()
@@ -353,19 +282,7 @@ class _Observed:
         self._active = metrics.connections_active.labels(surface)
         self._accepted = metrics.connections.labels(surface)
         self._life = metrics.connection_seconds.labels(surface)
-        self._audio = metrics.audio_seconds.labels(surface)
-        self._dropped = metrics.dropped_seconds.labels(surface)
-        self._mute = metrics.mute.labels(surface)
-        self._segments = metrics.segments.labels(surface)
-        self._first_token = metrics.first_token.labels(surface)
-        self._finalisation = metrics.finalisation.labels(surface)
         self._frame_delay = metrics.frame_delay.labels(surface)
-        self._lag = metrics.audio_lag.labels(surface)
-        self._metrics = metrics
-        self._surface = surface
-        self._first_audio_at: float | None = None
-        self._finished_at: float | None = None
-        self._silent = True
 
     def opened(self) -> None:
         self._accepted.inc()
@@ -375,50 +292,5 @@ class _Observed:
         self._active.dec()
         self._life.observe(lived_seconds)
 
-    def error(self, reason: str) -> None:
-        self._metrics.errors.labels(self._surface, reason).inc()
-
     def sent(self, delay_seconds: float) -> None:
         self._frame_delay.observe(delay_seconds)
-
-    def segment(self) -> None:
-        self._segments.inc()
-
-    def outcome(self, outcome: str) -> None:
-        self._metrics.utterances.labels(self._surface, outcome).inc()
-
-    def command(self, happening: Command | EngineEvent, now: float) -> None:
-        match happening:
-            case Audio(pcm):
-                self._audio.inc(seconds_of(len(pcm)))
-                if self._first_audio_at is None:
-                    self._first_audio_at = now
-            case Finish():
-                self._finished_at = now
-            case Start() | Cancel() | Heard() | SegmentDone() | EngineFailed():
-                pass
-
-    def event(self, event: Event, now: float, unheard_seconds: float) -> None:
-        match event:
-            case Token():
-                self._lag.observe(unheard_seconds)
-                if self._silent and self._first_audio_at is not None:
-                    self._first_token.observe(now - self._first_audio_at)
-                self._silent = False
-            case Started():
-                self._silent, self._first_audio_at, self._finished_at = True, None, None
-            case Final(ended_by=ended_by):
-                if ended_by == "client" and self._finished_at is not None:
-                    self._finalisation.observe(now - self._finished_at)
-                self.outcome("final")
-            case Failed():
-                self.outcome("failed")
-            case Cancelled(utterances):
-                for _ in utterances:
-                    self.outcome("cancelled")
-            case Dropped(_, seconds):
-                self._dropped.inc(seconds)
-            case Mute():
-                self._mute.inc()
-            case _:
-                pass

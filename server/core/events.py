@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from server.core.voice import EndpointerSettings
 from wire.words import TimedWord
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "OpenSegment",
     "Output",
     "SegmentDone",
+    "Speech",
     "Start",
     "Started",
     "StreamOptions",
@@ -45,12 +47,20 @@ class StreamOptions:
     """What one utterance asks of the engine.
 
     ``delay_seconds`` is the transcription delay; ``None`` takes the server's. With ``endpointing`` the server ends
-    the utterance after speech followed by silence, and the next one begins with the audio after it.
+    the utterance after speech followed by silence, and the next one begins with the audio after it; ``endpointer`` says
+    what counts as either, ``None`` takes the surface's. ``model`` names one of the loaded models, ``None`` the default one.
+    ``language`` is an ISO 639 code, ``None`` detects. ``task`` is ``transcribe`` or ``translate`` (into English), ``profile`` the name of
+    a set of decoding options; engines that have no such thing take no notice of profile and temperature, and refuse a task they cannot do.
     """
 
     delay_seconds: float | None = None
     endpointing: bool = False
     language: str | None = None
+    model: str | None = None
+    endpointer: EndpointerSettings | None = None
+    task: str = "transcribe"
+    profile: str | None = None
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +170,17 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class Speech:
+    """With endpointing: speech has begun, or ended, ``at_seconds`` into the utterance's audio. It is told once it is certain, a little
+    later than that; an end is followed by the utterance's Final.
+    """
+
+    utterance: str
+    speaking: bool
+    at_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tentative:
     """Text that may stand behind what was shown, until the next Tentative or Token replaces it."""
 
@@ -214,7 +235,7 @@ class Failed:
     message: str
 
 
-Event = Started | Token | Tentative | Final | Dropped | Mute | Cancelled | Failed
+Event = Started | Speech | Token | Tentative | Final | Dropped | Mute | Cancelled | Failed
 
 
 # ---- effects: what the engine is to do -------------------------------------------------------------------------

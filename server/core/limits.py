@@ -1,7 +1,9 @@
-"""Bounds with a name: how long a connection may live or idle, and how many there may be."""
+"""Bounds with a name: how long a connection may live or idle, how many there may be, and how often a client may do something."""
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from dataclasses import dataclass
 
 
@@ -63,3 +65,85 @@ class Admission:
     def leave(self) -> None:
         """Give the place back."""
         self.active -= 1
+
+
+_MOST_KEYS = 10_000
+"""Of a limiter: beyond it those seen longest ago are forgotten, who then have their whole allowance again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a fixed window leaves a client: ``remaining`` more in the next ``reset_seconds``."""
+
+    allowed: bool
+    limit: int
+    remaining: int
+    reset_seconds: float
+
+
+class FixedWindows:
+    """At most ``limit`` in each ``window_seconds``, key by key; a key's window begins with its first. ``None`` lets all pass."""
+
+    def __init__(self, limit: int | None, window_seconds: float = 60.0) -> None:
+        self.limit = limit
+        self.window_seconds = window_seconds
+        self.refused = 0
+        self._windows: OrderedDict[str, tuple[float, int]] = OrderedDict()  # key -> start, how many
+
+    def take(self, key: str, now: float) -> Allowance:
+        """Count one more for the key, if there is room."""
+        if self.limit is None:
+            return Allowance(allowed=True, limit=0, remaining=0, reset_seconds=0.0)
+        start, taken = self._windows.pop(key, (now, 0))
+        if now >= start + self.window_seconds:
+            start, taken = now, 0
+        allowed = taken < self.limit
+        self._windows[key] = (start, taken + allowed)
+        if len(self._windows) > _MOST_KEYS:
+            self._windows.popitem(last=False)
+        self.refused += not allowed
+        return Allowance(allowed, self.limit, self.limit - taken - allowed, start + self.window_seconds - now)
+
+
+class TokenBuckets:
+    """For each key a bucket of ``burst`` that fills at ``rate`` a second. Rate 0 lets all pass; burst 0 is as large as the rate."""
+
+    def __init__(self, rate: float, burst: float = 0.0, forget_seconds: float = 300.0) -> None:
+        self.rate = rate
+        self.burst = burst if burst > 0 else rate
+        self.refused = 0
+        self._forget_seconds = forget_seconds
+        self._levels: OrderedDict[str, tuple[float, float]] = (
+            OrderedDict()
+        )  # key -> level, at what time; seen longest ago first
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def take(self, key: str, now: float, amount: float = 1.0) -> bool:
+        """Take ``amount`` out of the key's bucket; False, and nothing is taken, when there is less in it."""
+        if self.rate <= 0:
+            return True
+        level, since = self._levels.pop(key, (self.burst, now))
+        level = min(self.burst, level + (now - since) * self.rate)
+        enough = level >= amount - 1e-9
+        self._levels[key] = (level - amount if enough else level, now)
+        self.refused += not enough
+        self._prune(now)
+        return enough
+
+    def wait_seconds(self, key: str, now: float, amount: float = 1.0) -> float:
+        """How long until so much is in the key's bucket; infinity when the bucket is smaller than that."""
+        if self.rate <= 0:
+            return 0.0
+        if amount > self.burst:
+            return math.inf
+        level, since = self._levels.get(key, (self.burst, now))
+        return max(0.0, (amount - min(self.burst, level + (now - since) * self.rate)) / self.rate)
+
+    def _prune(self, now: float) -> None:
+        while self._levels:
+            key, (_, since) = next(iter(self._levels.items()))
+            if now - since <= self._forget_seconds and len(self._levels) <= _MOST_KEYS:
+                return
+            del self._levels[key]

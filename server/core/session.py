@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from server.core.events import (
     AbortSegment,
@@ -31,6 +31,7 @@ from server.core.events import (
     OpenSegment,
     Output,
     SegmentDone,
+    Speech,
     Start,
     Started,
     StreamOptions,
@@ -40,7 +41,7 @@ from server.core.events import (
 )
 from server.core.muteness import MuteSettings, MuteWatch
 from server.core.transcript import Segment, Shown, Transcript
-from server.core.voice import Endpointer, EndpointerSettings, SpeechEnded, VoiceDetector
+from server.core.voice import Endpointer, EndpointerSettings, SpeechEnded, SpeechStarted, VoiceDetector
 from wire.pcm import bytes_of, seconds_of
 
 CUT_SILENCE_SECONDS = 0.3
@@ -93,6 +94,7 @@ class SessionSettings:
 class _Utterance:
     id: str
     options: StreamOptions
+    settings: SessionSettings
     transcript: Transcript
     pending: deque[tuple[bytes, float]] = field(default_factory=deque)  # audio not fed yet, with its time of arrival
     pending_bytes: int = 0
@@ -108,6 +110,7 @@ class _Utterance:
     usage: Usage = Usage()
     tentative: str = ""
     detector: VoiceDetector | None = None
+    listened_bytes: int = 0  # so much audio the detector was given
     endpointer: Endpointer | None = None
     watch: MuteWatch | None = None
     mute: bool = False  # the open segment is to be replaced by a fresh one
@@ -117,10 +120,16 @@ class Session:
     """See the module. Call ``handle`` with everything that happens, and ``expire`` when ``deadline`` has come."""
 
     def __init__(
-        self, settings: SessionSettings, voice: Callable[[], VoiceDetector] | None = None, first_segment: int = 0
+        self,
+        settings: SessionSettings,
+        voice: Callable[[], VoiceDetector] | None = None,
+        first_segment: int = 0,
+        for_model: Callable[[str], SessionSettings] | None = None,
     ) -> None:
+        """``for_model`` gives the settings of utterances that name a model; without it all have the same."""
         self._settings = settings
         self._voice = voice
+        self._for_model = for_model
         self._utterance: _Utterance | None = None
         self._waiting: deque[Command] = deque()
         self._waiting_bytes = 0
@@ -153,9 +162,10 @@ class Session:
 
     def deadline(self) -> float | None:
         """When ``expire`` has to be called next, on the clock of ``now``."""
-        utterance, settings = self._utterance, self._settings
+        utterance = self._utterance
         if utterance is None:
             return None
+        settings = utterance.settings
         candidates = [
             segment.closed_at + settings.finish_seconds
             for segment in utterance.segments
@@ -203,9 +213,10 @@ class Session:
     def expire(self, now: float) -> list[Output]:
         """Do what is due at ``now``: drop late audio, park an idle utterance, give up on a stuck segment."""
         out: list[Output] = []
-        utterance, settings = self._utterance, self._settings
+        utterance = self._utterance
         if utterance is None:
             return out
+        settings = utterance.settings
         if any(_due(segment.closed_at, settings.finish_seconds, now) for segment in utterance.segments):
             message = f"the engine did not finish a segment within {settings.finish_seconds:g} s"
             self._fail("processing_error", message, now, out)
@@ -218,15 +229,20 @@ class Session:
     # ---- commands
 
     def _start(self, start: Start, now: float, out: list[Output]) -> None:
+        options, settings = start.options, self._settings
+        if options.model is not None and self._for_model is not None:
+            settings = self._for_model(options.model)
+        if options.endpointer is not None:
+            settings = replace(settings, endpointing=options.endpointer)
         utterance = _Utterance(
-            start.utterance, start.options, Transcript(timed=self._settings.timed_words), received_at=now
+            start.utterance, options, settings, Transcript(timed=settings.timed_words), received_at=now
         )
-        if start.options.endpointing:
-            utterance.endpointer = Endpointer(self._settings.endpointing)
-        if self._voice is not None and self._settings.mute is not None:
-            utterance.watch = MuteWatch(self._settings.mute)
+        if options.endpointing:
+            utterance.endpointer = Endpointer(settings.endpointing)
+        if self._voice is not None and settings.mute is not None:
+            utterance.watch = MuteWatch(settings.mute)
         self._utterance = utterance
-        out.append(Started(start.utterance, self._delay(start.options)))
+        out.append(Started(start.utterance, _delay(utterance)))
 
     def _audio(self, pcm: bytes, now: float, out: list[Output]) -> None:
         if self._waiting:
@@ -291,7 +307,7 @@ class Session:
 
     def _pump(self, utterance: _Utterance, now: float, out: list[Output]) -> None:
         """Feed what may be fed, rolling where needed, and close the last segment once everything is fed."""
-        settings = self._settings
+        settings = utterance.settings
         while utterance.pending:
             room = bytes_of(settings.lookahead_seconds - _unheard(utterance))
             if room <= 0:
@@ -315,60 +331,69 @@ class Session:
         if len(pcm) > at_most:
             utterance.pending.appendleft((pcm[at_most:], arrived_at))
             pcm = pcm[:at_most]
+        speech_seconds, end_bytes = self._listen(utterance, segment, pcm, out)
+        if end_bytes is not None and end_bytes < len(pcm):
+            utterance.pending.appendleft((pcm[end_bytes:], arrived_at))
+            pcm = pcm[:end_bytes]
         utterance.pending_bytes -= len(pcm)
         utterance.position_bytes += len(pcm)
         segment.fed_bytes += len(pcm)
         utterance.recent += pcm
-        keep = bytes_of(self._settings.overlap_seconds)
+        keep = bytes_of(utterance.settings.overlap_seconds)
         if len(utterance.recent) > 4 * keep:  # now and then: cutting a little off each time would copy it all
             del utterance.recent[: len(utterance.recent) - keep]
         out.append(Feed(segment.number, pcm))
-        speech_seconds, speech_ended = self._listen(utterance, segment, pcm)
         if utterance.watch is not None and utterance.watch.audio(seconds_of(len(pcm)), speech_seconds):
             out.append(Mute(utterance.id, utterance.watch.seconds_without_text))
             utterance.watch.text()  # a fresh segment gets as much time
             utterance.mute = True
-        return speech_ended
+        return end_bytes is not None
 
-    def _listen(self, utterance: _Utterance, segment: Segment, pcm: bytes) -> tuple[float | None, bool]:
+    def _listen(
+        self, utterance: _Utterance, segment: Segment, pcm: bytes, out: list[Output]
+    ) -> tuple[float | None, int | None]:
         """Look for speech where somebody wants to know: for endpointing, near the end of a segment for the cut, and in streams without
-        text. How many seconds of speech there were (None: nobody looked), and whether the endpointer heard it end.
+        text. How many seconds of speech there were (None: nobody looked), and where in ``pcm`` the endpointer knew that speech had
+        ended: an utterance ends at that very frame, whatever pieces its audio came in.
         """
         if self._voice is None:
-            return None, False
-        near_end = self._limit_bytes is not None and segment.fed_bytes > self._limit_bytes - bytes_of(
-            self._settings.seam_search_seconds
-        )
+            return None, None
+        limit, settings = _limit_bytes(utterance), utterance.settings
+        near_end = limit is not None and segment.fed_bytes > limit - bytes_of(settings.seam_search_seconds)
         suspicious = utterance.watch is not None and utterance.watch.listening
         if utterance.endpointer is None and not near_end and not suspicious:
-            return None, False
+            return None, None
         if utterance.detector is None:
             utterance.detector = self._voice()
         frame_seconds = utterance.detector.frame_seconds
-        speech_seconds, speech_ended = 0.0, False
+        listened_bytes = utterance.listened_bytes
+        utterance.listened_bytes += len(pcm)
+        speech_seconds = 0.0
         for probability in utterance.detector.feed(pcm):
-            if utterance.endpointer is not None:
-                speech_ended |= isinstance(utterance.endpointer.feed(probability, frame_seconds), SpeechEnded)
-            silent = probability < self._settings.endpointing.release
+            silent = probability < settings.endpointing.release
             utterance.silence_seconds = utterance.silence_seconds + frame_seconds if silent else 0.0
-            speech_seconds += frame_seconds * (probability >= self._settings.endpointing.threshold)
-        return speech_seconds if suspicious else None, speech_ended
-
-    @property
-    def _limit_bytes(self) -> int | None:
-        seconds = self._settings.segment_seconds
-        return None if seconds is None else bytes_of(seconds)
+            speech_seconds += frame_seconds * (probability >= settings.endpointing.threshold)
+            if utterance.endpointer is None:
+                continue
+            match utterance.endpointer.feed(probability, frame_seconds):
+                case SpeechStarted(at_seconds):
+                    out.append(Speech(utterance.id, speaking=True, at_seconds=at_seconds))
+                case SpeechEnded(at_seconds):
+                    out.append(Speech(utterance.id, speaking=False, at_seconds=at_seconds))
+                    end_bytes = bytes_of(utterance.endpointer.heard_seconds) - listened_bytes
+                    return speech_seconds if suspicious else None, end_bytes
+        return speech_seconds if suspicious else None, None
 
     def _bytes_left(self, utterance: _Utterance, segment: Segment) -> int:
         """What the segment may still take. The last few seconds of a finished utterance need no segment of their own."""
-        limit = self._limit_bytes
+        limit = _limit_bytes(utterance)
         if limit is None or (utterance.finishing and utterance.pending_bytes <= bytes_of(LAST_SECONDS)):
             return utterance.pending_bytes
         return limit - segment.fed_bytes
 
     def _roll_now(self, utterance: _Utterance, segment: Segment) -> float | None:
         """How much to replay if the segment has to end here; None while it has not. There is audio to go on with."""
-        limit, settings = self._limit_bytes, self._settings
+        limit, settings = _limit_bytes(utterance), utterance.settings
         if utterance.mute:
             return settings.overlap_seconds
         if limit is None:
@@ -427,11 +452,11 @@ class Session:
     # ---- dropping
 
     def _over_backlog(self, utterance: _Utterance) -> bool:
-        limit = self._settings.max_backlog_seconds
+        limit = utterance.settings.max_backlog_seconds
         return limit is not None and utterance.pending_bytes > bytes_of(limit)
 
     def _drop_late(self, utterance: _Utterance, now: float, out: list[Output]) -> None:
-        limit = self._settings.max_backlog_seconds
+        limit = utterance.settings.max_backlog_seconds
         if limit is None or not self._over_backlog(utterance) or not _due(utterance.pending[0][1], limit, now):
             return
         excess = utterance.pending_bytes - bytes_of(limit)
@@ -514,7 +539,7 @@ class Session:
                 transcript.text,
                 tuple(transcript.words),
                 utterance.usage,
-                self._delay(utterance.options),
+                _delay(utterance),
                 seconds_of(utterance.position_bytes),
                 utterance.ended_by,
             )
@@ -529,8 +554,15 @@ class Session:
         out.append(Failed(utterance.id, code, message))
         self._next(now, out)
 
-    def _delay(self, options: StreamOptions) -> float:
-        return self._settings.default_delay_seconds if options.delay_seconds is None else options.delay_seconds
+
+def _limit_bytes(utterance: _Utterance) -> int | None:
+    seconds = utterance.settings.segment_seconds
+    return None if seconds is None else bytes_of(seconds)
+
+
+def _delay(utterance: _Utterance) -> float:
+    own = utterance.options.delay_seconds
+    return utterance.settings.default_delay_seconds if own is None else own
 
 
 def _pieces(pcm: bytes) -> Iterable[bytes]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse
 
-from server.endpoints.auth import bearer_key
-from server.endpoints.websocket import Service
-from server.engines.base import ChatEngine, EngineInfo
+from server.endpoints.auth import Keys, bearer_key
+from server.engines.base import ChatEngine
+from server.engines.registry import Model
+from server.service import Service
 
 _STARTED = int(time.time())
 
@@ -25,11 +27,9 @@ def project_version() -> str:
         return "0+source"
 
 
-def ops_routes(service: Service, models: list[str], *, require_key: bool = False) -> APIRouter:
-    """Health, metrics and models. While draining, health is 503. A required key is required of everything below ``/v1``."""
+def ops_routes(service: Service, surfaces: Sequence[str], keys: Keys | None = None) -> APIRouter:
+    """Health, metrics and models. While draining, health is 503. Where keys are given, one is required of everything below ``/v1``."""
     router = APIRouter()
-    info = service.engine.info
-    listed = _model_list(info, models)
 
     @router.get("/")
     async def root() -> dict[str, object]:
@@ -37,10 +37,11 @@ def ops_routes(service: Service, models: list[str], *, require_key: bool = False
             "status": "ok",
             "name": "Earmark",
             "version": project_version(),
-            "engine": info.name,
-            "model": models[0],
+            "engine": service.models.default.engine.info.name,
+            "model": service.models.default.names[0],
             "docs_url": "/docs",
             "health_url": "/health",
+            "surfaces": list(surfaces),
         }
 
     @router.get("/healthz")
@@ -51,13 +52,14 @@ def ops_routes(service: Service, models: list[str], *, require_key: bool = False
     @router.get("/health")
     async def health() -> JSONResponse:
         status = _status(service)
+        model = service.models.default
         body = {
             "status": status,
             "timestamp": time.time(),
-            "engine": info.name,
-            "model": models[0],
-            "connections": len(service.connections),
-            **{f"engine_{figure}": value for figure, value in service.engine.metrics().items()},
+            "engine": model.engine.info.name,
+            "model": model.names[0],
+            "connections": len(service.guests),
+            **{f"engine_{figure}": value for figure, value in model.engine.metrics().items()},
             "chat": _chat_status(service.chat),
         }
         return JSONResponse(body, 200 if status == "healthy" else 503)
@@ -73,7 +75,7 @@ def ops_routes(service: Service, models: list[str], *, require_key: bool = False
     @router.get("/metrics")
     async def metrics() -> Response:
         service.metrics.tasks.set(len(asyncio.all_tasks()))
-        for figure, value in service.engine.metrics().items():
+        for figure, value in service.models.default.engine.metrics().items():
             service.metrics.engine.labels(figure).set(value)
         for figure, value in service.chat.metrics().items() if service.chat else ():
             service.metrics.chat.labels(figure).set(value)
@@ -81,16 +83,18 @@ def ops_routes(service: Service, models: list[str], *, require_key: bool = False
 
     @router.get("/v1/models")
     async def list_models(request: Request) -> Response:
-        if require_key and bearer_key(request) not in service.keys:
+        if keys is not None and bearer_key(request) not in keys:
             return JSONResponse({"error": "Unauthorized"}, 401)
-        return JSONResponse(listed)
+        return JSONResponse(
+            {"object": "list", "data": [entry for model in service.models for entry in _entries(model)]}
+        )
 
     return router
 
 
 def _status(service: Service) -> str:
     """``healthy``, or why nobody should be sent here. An engine that has died says ``failed`` among its figures."""
-    if service.engine.metrics().get("failed"):
+    if service.models.default.engine.metrics().get("failed"):
         return "engine_failed"
     return "draining" if service.draining else "healthy"
 
@@ -104,22 +108,22 @@ def _chat_status(chat: ChatEngine | None) -> dict[str, object] | None:
     return {"status": status, "engine": chat.info.name, "model": chat.info.model, **figures}
 
 
-def _model_list(info: EngineInfo, models: list[str]) -> dict[str, object]:
-    return {
-        "object": "list",
-        "data": [
-            {
-                "id": model,
-                "object": "model",
-                "created": _STARTED,
-                "owned_by": "earmark",
-                # additive, for clients that want to know what they measure
-                "engine": info.name,
-                "caveat": info.caveat,
-                "slots": info.slots,
-                "delay_ms": round(info.default_delay_seconds * 1000),
-                "delays_ms": [round(delay * 1000) for delay in info.delays_seconds],
-            }
-            for model in models
-        ],
-    }
+def _entries(model: Model) -> list[dict[str, object]]:
+    """The model under each of its names."""
+    info = model.engine.info
+    return [
+        {
+            "id": name,
+            "object": "model",
+            "created": _STARTED,
+            "owned_by": "earmark",
+            # additive, for clients that want to know what they measure
+            "engine": info.name,
+            "caveat": info.caveat,
+            "slots": info.slots,
+            "languages": list(info.languages),
+            "delay_ms": round(info.default_delay_seconds * 1000),
+            "delays_ms": [round(delay * 1000) for delay in info.delays_seconds],
+        }
+        for name in model.names
+    ]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import structlog
 from fastapi import APIRouter, WebSocket
@@ -14,12 +12,11 @@ from starlette.websockets import WebSocketDisconnect
 
 from server.connection import Connection, Surface
 from server.core.limits import Admission
-from server.core.voice import VoiceDetector
+from server.endpoints.access import Clients
 from server.endpoints.auth import Keys, bearer_key, envelope_key
-from server.engines.base import ChatEngine, Engine
-from server.metrics import Metrics
 from server.protocols import yap
 from server.protocols.base import Close, Reply
+from server.service import Service
 
 _log = structlog.get_logger("earmark.access")
 
@@ -65,49 +62,23 @@ def _closed_by_the_server() -> Iterator[None]:
         raise WebSocketDisconnect(1006) from error
 
 
-@dataclass(slots=True)
-class Service:
-    """What all paths share: engines, keys, metrics, and who is inside."""
-
-    engine: Engine
-    keys: Keys
-    metrics: Metrics
-    voice: Callable[[], VoiceDetector] | None = None
-    chat: ChatEngine | None = None
-    connections: set[Connection] = field(default_factory=set)
-    draining: bool = False
-
-    async def serve(self, websocket: WebSocket, surface: Surface, admission: Admission) -> None:
-        """Accept an admitted socket and run it to its end."""
-        socket = AsgiSocket(websocket)
+async def serve(service: Service, websocket: WebSocket, surface: Surface, admission: Admission, client: str) -> None:
+    """Accept an admitted socket and run it to its end."""
+    socket = AsgiSocket(websocket)
+    try:
+        await socket.accept()
+        connection = Connection(socket, surface, service.resources, client)
+        service.guests.add(connection)
+        _log.info("accepted", surface=surface.name, active=admission.active)
         try:
-            await socket.accept()
-            connection = Connection(socket, surface, self.engine, self.metrics, self.voice)
-            self.connections.add(connection)
-            _log.info("accepted", surface=surface.name, active=admission.active)
-            try:
-                await connection.run()
-            finally:
-                self.connections.discard(connection)
-        except* WebSocketDisconnect:
-            pass  # the client went away while something was being sent to it
+            await connection.run()
         finally:
-            admission.leave()
-            _log.info("closed", surface=surface.name, active=admission.active)
-
-    async def drain(self, seconds: float) -> None:
-        """Let nobody in, wait until no utterance is under way, at most ``seconds``, then send everybody home with 1012."""
-        self.draining = True
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        # polled: a few times a second, once in a server's life, is simpler than every connection telling
-        while any(connection.busy for connection in self.connections) and loop.time() < end:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-        for connection in list(self.connections):
-            connection.close(1012, "server is shutting down")
-        end = loop.time() + min(seconds, 2.0)
-        while self.connections and loop.time() < end:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+            service.guests.discard(connection)
+    except* WebSocketDisconnect:
+        pass  # the client went away while something was being sent to it
+    finally:
+        admission.leave()
+        _log.info("closed", surface=surface.name, active=admission.active)
 
 
 async def _turn_away(websocket: WebSocket, steps: tuple[Reply, Close]) -> None:
@@ -121,13 +92,15 @@ async def _turn_away(websocket: WebSocket, steps: tuple[Reply, Close]) -> None:
         pass  # it did not wait for the answer
 
 
-def envelope_routes(service: Service, surface: Surface, admission: Admission) -> APIRouter:
+def envelope_routes(
+    service: Service, surface: Surface, admission: Admission, keys: Keys, clients: Clients
+) -> APIRouter:
     """``/api/asr-streaming``: key, then capacity, then accept; a rejection is told on the accepted socket."""
     router = APIRouter()
 
     @router.websocket("/api/asr-streaming")
     async def asr_streaming(websocket: WebSocket) -> None:
-        if envelope_key(websocket) not in service.keys:
+        if envelope_key(websocket) not in keys:
             service.metrics.connections_rejected.labels(surface.name, "authentication_failed").inc()
             await _turn_away(websocket, yap.rejection("authentication_failed", "missing or wrong API key"))
             return
@@ -136,18 +109,20 @@ def envelope_routes(service: Service, surface: Surface, admission: Admission) ->
             service.metrics.connections_rejected.labels(surface.name, "server_at_capacity").inc()
             await _turn_away(websocket, yap.rejection("server_at_capacity", f"{why}; try again later"))
             return
-        await service.serve(websocket, surface, admission)
+        await serve(service, websocket, surface, admission, clients.address(websocket))
 
     return router
 
 
-def realtime_routes(service: Service, surface: Surface, admission: Admission, *, require_key: bool) -> APIRouter:
-    """``/v1/realtime``: open unless a key is required, and then refused in the handshake as vLLM does."""
+def realtime_routes(
+    service: Service, surface: Surface, admission: Admission, keys: Keys | None, clients: Clients
+) -> APIRouter:
+    """``/v1/realtime``: open unless keys are given, and then refused in the handshake as vLLM does."""
     router = APIRouter()
 
     @router.websocket("/v1/realtime")
     async def realtime(websocket: WebSocket) -> None:
-        if require_key and bearer_key(websocket) not in service.keys:
+        if keys is not None and bearer_key(websocket) not in keys:
             service.metrics.connections_rejected.labels(surface.name, "authentication_failed").inc()
             await websocket.send_denial_response(JSONResponse({"error": "Unauthorized"}, 401))
             return
@@ -155,6 +130,6 @@ def realtime_routes(service: Service, surface: Surface, admission: Admission, *,
             service.metrics.connections_rejected.labels(surface.name, "server_at_capacity").inc()
             await websocket.send_denial_response(JSONResponse({"error": "Service unavailable, try again later"}, 503))
             return
-        await service.serve(websocket, surface, admission)
+        await serve(service, websocket, surface, admission, clients.address(websocket))
 
     return router

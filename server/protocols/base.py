@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 from server.core.events import Command, Event, StreamOptions, TimedWord, Usage
 from server.core.session import SessionError
@@ -61,15 +61,43 @@ class Dialect(Protocol):
         """A bug of ours has ended this connection."""
 
 
+@runtime_checkable
+class TimedDialect(Protocol):
+    """A dialect that does things when their time has come. ``now`` is in seconds, of a monotonic clock."""
+
+    def at(self, now: float) -> None:
+        """It is this late now; called before a frame is received, an event told, or ``due`` asked."""
+
+    def deadline(self) -> float | None:
+        """When ``due`` has to be asked next; too early does no harm."""
+
+    def due(self) -> Sequence[Step]:
+        """What has come due."""
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a dialect has to know of the server: model names (the first is the one shown), delays, and whether words have times."""
+    """What a dialect has to know of a model: its names (the first is the one shown), delays, languages, and whether words have times.
+
+    ``model`` is what ``StreamOptions.model`` has to say for it, ``None`` for the default one.
+    """
 
     models: Sequence[str]
     delays_ms: Sequence[int]
     default_delay_ms: int
     timed_words: bool
     endpointing: bool
+    languages: Sequence[str] = ()
+    model: str | None = None
+
+
+Offer = Callable[[str | None], Served | None]
+"""What is known of the model of that name, of the default one for ``None``; ``None`` where no such model is loaded."""
+
+
+def only(served: Served) -> Offer:
+    """An offer of one model."""
+    return lambda name: served if name is None or name in served.models else None
 
 
 def stream_options(served: Served, delay_ms: Any, vad: Any, default: StreamOptions) -> StreamOptions:
@@ -92,7 +120,7 @@ def stream_options(served: Served, delay_ms: Any, vad: Any, default: StreamOptio
         if vad == "auto" and not served.endpointing:
             raise WireError("unsupported_vad", "this server has no voice activity detection")
         endpointing = vad == "auto"
-    return StreamOptions(delay_seconds, endpointing, default.language)
+    return replace(default, delay_seconds=delay_seconds, endpointing=endpointing, model=served.model)
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from server.core.events import (
     Final,
     Finish,
     Mute,
+    Speech,
     Start,
     Started,
     StreamOptions,
@@ -22,7 +23,7 @@ from server.core.events import (
     Token,
 )
 from server.core.session import SessionError
-from server.protocols.base import Close, Reply, Served, Step, stream_options, usage_object, words_field
+from server.protocols.base import Close, Offer, Reply, Served, Step, only, stream_options, usage_object, words_field
 from wire import realtime
 from wire.errors import WireError
 from wire.pcm import bytes_of, decode_base64
@@ -43,8 +44,10 @@ _MAX_CLIP_BYTES = 2 * 25 * 1_048_576  # vLLM's limit for one event, which it cou
 class RealtimeDialect:
     """One connection. Audio that comes while no transcription takes it is kept for the next one."""
 
-    def __init__(self, served: Served, max_uncommitted_seconds: float) -> None:
+    def __init__(self, served: Served, max_uncommitted_seconds: float, offer: Offer | None = None) -> None:
+        """``served`` is the default model, ``offer`` knows them all."""
         self._served = served
+        self._offer = offer or only(served)
         self._max_uncommitted_bytes = bytes_of(max_uncommitted_seconds)
         self._validated = False
         self._running: str | None = None  # the utterance that takes audio
@@ -71,10 +74,12 @@ class RealtimeDialect:
         return None  # nothing of this protocol may overtake
 
     def _update(self, update: realtime.SessionUpdate) -> Sequence[Step]:
-        model = update.model
-        if model and model.strip() not in self._served.models:
-            return [_error("model_not_found", f"the model '{model:.200}' is not served here")]
-        self._defaults = stream_options(self._served, update.delay_ms, update.vad, self._defaults)
+        named = update.model.strip() if update.model else None
+        served = self._offer(named)
+        if served is None:
+            return [_error("model_not_found", f"the model '{named:.200}' is not served here")]
+        self._defaults = stream_options(served, update.delay_ms, update.vad, self._defaults)
+        self._served = served
         self._validated = True
         return []
 
@@ -129,7 +134,7 @@ class RealtimeDialect:
             case Failed(utterance, code, message):
                 self._running = None if self._running == utterance else self._running
                 return [_error(code if code == "invalid_audio" else "processing_error", message)]
-            case Started() | Tentative() | Dropped() | Mute() | Cancelled():
+            case Started() | Speech() | Tentative() | Dropped() | Mute() | Cancelled():
                 return []
 
     def overflow(self, frame: str | bytes, limit: int) -> Sequence[Step]:  # noqa: ARG002

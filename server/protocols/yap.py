@@ -17,6 +17,7 @@ from server.core.events import (
     Final,
     Finish,
     Mute,
+    Speech,
     Start,
     Started,
     StreamOptions,
@@ -24,7 +25,7 @@ from server.core.events import (
     Token,
 )
 from server.core.session import SessionError
-from server.protocols.base import Close, Reply, Served, Step, stream_options, usage_object, words_field
+from server.protocols.base import Close, Offer, Reply, Served, Step, only, stream_options, usage_object, words_field
 from wire import yap
 from wire.errors import WireError
 from wire.pcm import decode_base64
@@ -64,8 +65,10 @@ class YapDialect:
     More than one is in flight only while a client uses an id again before its ``done``.
     """
 
-    def __init__(self, served: Served, idle_close_reason: str = "idle_timeout") -> None:
+    def __init__(self, served: Served, idle_close_reason: str = "idle_timeout", offer: Offer | None = None) -> None:
+        """``served`` is the default model, ``offer`` knows them all."""
         self._served = served
+        self._offer = offer or only(served)
         self._idle_close_reason = idle_close_reason
         self._session_id = yap.UNKNOWN  # ids of the newest valid frame
         self._request_id = yap.UNKNOWN
@@ -115,11 +118,13 @@ class YapDialect:
 
     def _update(self, update: yap.SessionUpdate) -> Sequence[Step]:
         model = update.model
-        if isinstance(model, str) and model and model.strip() not in self._served.models:
+        served = self._offer(model.strip() if isinstance(model, str) and model else None)
+        if served is None:
             allowed = self._served.models[0]
             message = f"model {model!r:.100} is not served here; use {allowed!r}"
             return [self._error("unsupported_model", message, allowed_model=allowed, requested=model)]
-        self._defaults = stream_options(self._served, update.delay_ms, update.vad, self._defaults)
+        self._defaults = stream_options(served, update.delay_ms, update.vad, self._defaults)
+        self._served = served
         delay = self._defaults.delay_seconds
         delay_ms = self._served.default_delay_ms if delay is None else round(delay * 1000)
         return [self._reply(yap.SessionUpdated(self._served.models[0], delay_ms))]
@@ -180,7 +185,7 @@ class YapDialect:
                 reply = Reply(self._about(request, error).frame, code)
                 self._over(request)
                 return [reply]
-            case Started() | Tentative():
+            case Started() | Speech() | Tentative():
                 return []
 
     def _final(self, request: str, final: Final) -> Sequence[Step]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.app import build_chat_engine
+from server.building import build_chat_engine
 from server.config import ConfigError, read
 from server.engines.base import EngineError, EngineInfo, Sampling, UnsupportedError
 from server.engines.recordings import check_question, check_samples, most_text_tokens, seconds_of, wav_of

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from server.app import build_engine
+from server.building import build_engine
 from server.config import ConfigError, Settings, environment_names, read
 from server.engines.vllm.engine import VllmEngine
 
@@ -133,7 +133,8 @@ def test_the_watchdog_period_is_taken_for_compatibility(setting: Any, tick: str)
 
 BAD = {
     "port": ["-1", "65536", "http", "8000.5"],
-    "surfaces": ["sessions", "yap,grpc", ","],
+    "surfaces": ["telepathy", "yap,telepathy", ","],
+    "surface_ports": ["realtime", "telepathy=80", "yap=x", "yap=65536", "yap=-1"],
     "announce": ["perhaps"],
     "require_key": ["perhaps"],
     "engine": ["whisperx", "vllm2"],
@@ -181,6 +182,7 @@ BAD = {
     "log_format": ["xml"],
 }
 ANY_TEXT = {"host", "api_key", "api_keys", "model_id", "served_model_name", "script", "backends", "backend_api_key"}
+ANY_TEXT |= {"trusted_proxies"}  # names are looked up when the server is put together
 ANY_TEXT |= {"model_dir", "compilation_config"}  # read by the vllm engine, which complains itself
 ANY_TEXT |= {"chat_model_dir", "chat_model_id", "chat_url", "chat_api_key"}
 

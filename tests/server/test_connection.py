@@ -11,7 +11,9 @@ import pytest
 from server.connection import Connection, Surface
 from server.core.limits import LifetimeLimits
 from server.core.session import SessionSettings
+from server.engines.registry import Models
 from server.engines.scripted import ScriptedEngine, read_script
+from server.hearing import Resources
 from server.metrics import Metrics
 from server.protocols.base import Served
 from server.protocols.realtime import RealtimeDialect
@@ -58,7 +60,7 @@ def test_a_deadline_that_has_come_already_is_armed_again_as_often_as_frames_come
             None,
             lambda: RealtimeDialect(served, 60.0),
         )
-        await Connection(socket, surface, engine, Metrics()).run()
+        await Connection(socket, surface, Resources(Models(engine), Metrics())).run()
 
     uvloop.run(serve())
     codes = [frame.get("code") for frame in map(json.loads, socket.sent)]

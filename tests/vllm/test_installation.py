@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.app import build_engine
+from server.building import build_engine
 from server.config import ConfigError, read
 from server.engines.base import EngineError
 from server.engines.vllm import internals

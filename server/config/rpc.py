@@ -1,0 +1,9 @@
+"""Settings of the gRPC surface."""
+
+from __future__ import annotations
+
+from server.config.fields import Part
+
+
+class Rpc(Part):
+    """the gRPC surface"""

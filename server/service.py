@@ -1,0 +1,93 @@
+"""What all surfaces of one server share: engines, keys, metrics, and who is inside."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from server.core.voice import VoiceDetector
+from server.engines.base import ChatEngine
+from server.engines.registry import Model, Models, UnknownModelError
+from server.hearing import Observer, Resources
+from server.metrics import Metrics
+from server.protocols.base import Served
+
+DELAY_STEP_MS = 80
+MOST_DELAY_MS = 2400
+
+
+class Guest(Protocol):
+    """Whoever is being served for a while: a connection, a stream, a request."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way that should end before the server does."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Go home: the server is shutting down. ``code`` is a WebSocket close code; others translate it."""
+
+
+@dataclass(slots=True)
+class Service:
+    """See the module. ``observers`` make what watches every hearing, given the surface's name and the client's address."""
+
+    models: Models
+    metrics: Metrics
+    voice: Callable[[], VoiceDetector] | None = None
+    chat: ChatEngine | None = None
+    observers: list[Callable[[str, str], Observer]] = field(default_factory=list)
+    guests: set[Guest] = field(default_factory=set)
+    draining: bool = False
+
+    @property
+    def resources(self) -> Resources:
+        """What a hearing needs."""
+        return Resources(self.models, self.metrics, self.voice, self._observe)
+
+    @property
+    def default(self) -> Served:
+        """What is known of the default model."""
+        return self._served(self.models.default)
+
+    def offer(self, name: str | None) -> Served | None:
+        """What is known of the model of that name, of the default one for ``None``; ``None`` when it is not loaded."""
+        if name is None:
+            return self.default
+        if not name.strip():
+            return None
+        try:
+            return self._served(self.models.find(name))
+        except UnknownModelError:
+            return None
+
+    async def drain(self, seconds: float) -> None:
+        """Let nobody in, wait until no utterance is under way, at most ``seconds``, then send everybody home with 1012."""
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        # polled: a few times a second, once in a server's life, is simpler than every guest telling
+        while any(guest.busy for guest in self.guests) and loop.time() < end:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        for guest in list(self.guests):
+            guest.close(1012, "server is shutting down")
+        end = loop.time() + min(seconds, 2.0)
+        while self.guests and loop.time() < end:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+    def _observe(self, surface: str, client: str) -> Sequence[Observer]:
+        return [make(surface, client) for make in self.observers]
+
+    def _served(self, model: Model) -> Served:
+        info = model.engine.info
+        possible = {round(delay * 1000) for delay in info.delays_seconds}
+        return Served(
+            list(model.names),
+            [ms for ms in range(DELAY_STEP_MS, MOST_DELAY_MS + 1, DELAY_STEP_MS) if ms in possible],
+            round(info.default_delay_seconds * 1000),
+            info.words,
+            self.voice is not None,
+            tuple(info.languages),
+            None if model is self.models.default else model.id,
+        )
