@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from time import perf_counter_ns
 from typing import Any
 from urllib.parse import urlsplit
+
+os.environ.setdefault(
+    "GRPC_VERBOSITY", "ERROR"
+)  # read on import; it tells people of every connection that a server closes
 
 import grpc
 
@@ -58,8 +63,8 @@ class RpcConnection:
 
     @property
     def blocked(self) -> bool:
-        """Whether more than the newest message waits."""
-        return len(self._waiting) > 1
+        """Whether more waits than the newest packet and the end that may come with it."""
+        return len(self._waiting) > 2
 
     def write(self, message: bytes) -> bool:
         """Hand a message over; ``left`` tells when it has gone. An empty one is none, and True."""
