@@ -251,7 +251,7 @@ def run(plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
     corpus = with_word_times(corpus, watcher.say).corpus
     outcome = Outcome(_folder(plan, corpus))
     try:
-        with _Interrupts() as interrupts, _measured(plan, outcome.folder, watcher) as measured:
+        with _Interrupts() as interrupts, reached(plan, outcome.folder, watcher) as measured:
             _run_cells(plan, corpus, measured, watcher, interrupts, outcome)
     except BaseException:
         if not any(outcome.folder.iterdir()):
@@ -336,8 +336,13 @@ def _folder(plan: Plan, corpus: Corpus) -> Path:
 
 
 @contextlib.contextmanager
-def _measured(plan: Plan, folder: Path, watcher: Watcher) -> Iterator[Measured]:
-    """The server to measure: the target, or one that lives as long as the bench."""
+def reached(plan: Plan, folder: Path, watcher: Watcher) -> Iterator[Measured]:
+    """The server of a plan: its target, or one that is started now, lives as long as the context and logs to ``folder``.
+
+    Raises:
+        BenchError: the target does not say which model it serves, where that must be known.
+        ServerError: the server did not start.
+    """
     if plan.target is not None:
         yield target(plan)
         return
@@ -403,6 +408,14 @@ def _get(url: str, path: str, plan: Plan) -> bytes | None:
     return answer.content if answer.status_code == 200 and len(answer.content) <= LARGEST_ANSWER_BYTES else None
 
 
+def destination(plan: Plan, measured: Measured, delay_ms: int | None, language: str | None) -> Destination:
+    """Where the streams of a plan go."""
+    driver = plan.driver
+    request = Request(measured.model or None, delay_ms, language, plan.driver_options)
+    url, headers = address(driver, measured.url, measured.api_key, request)
+    return Destination(driver, url, {**headers, **plan.headers}, request)
+
+
 def _run_cell(
     plan: Plan,
     corpus: Corpus,
@@ -414,11 +427,7 @@ def _run_cell(
     outcome: Outcome,
     watch: Watch | None,
 ) -> None:
-    driver = plan.driver
-    language = None if corpus.language == "mul" else corpus.language
-    request = Request(measured.model or None, delay_ms, language, plan.driver_options)
-    url, headers = address(driver, measured.url, measured.api_key, request)
-    destination = Destination(driver, url, {**headers, **plan.headers}, request)
+    place = destination(plan, measured, delay_ms, None if corpus.language == "mul" else corpus.language)
     record = _new_run(plan, corpus, measured, concurrency, delay_ms)
     folder = store.create(plan.out, record.config)
     record.id = folder.name
@@ -430,7 +439,7 @@ def _run_cell(
         with Sampler(server_pid=server.pid if server else None) as sampler, store.StandingFile(folder) as standing:
             replayed = _replay(
                 corpus.utterances,
-                destination,
+                place,
                 cell,
                 plan.load.generators,
                 _also_kept(watcher, standing, measured.http_side),

@@ -21,9 +21,11 @@ from harness.commands.drivers import DriverOption, options_of
 from harness.commands.drivers import drivers as drivers_command
 from harness.commands.errors import UsageError
 from harness.commands.folders import expand as _expand
+from harness.commands.listen import listen as listen_command
 from harness.commands.report import report as report_command
 from harness.commands.report import show
 from harness.commands.terminal import Terminal, public_arguments
+from harness.commands.transcribe import transcribe as transcribe_command
 from harness.commands.watch import watch as watch_command
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ datasets_app = typer.Typer(help="What can be replayed.", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
 app.command("capacity")(capacity_command)
 app.command("drivers")(drivers_command)
+app.command("transcribe")(transcribe_command)
+app.command("listen")(listen_command)
 app.command("watch")(watch_command)
 app.command("log")(commands_log.log)
 datasets_app.command("align")(align_dataset)
@@ -87,6 +91,7 @@ def _expected() -> tuple[type[Exception], ...]:
         "harness.replay": "ReplayError",
         "harness.corpus": "CorpusError",  # downloads that fail are such ones too
         "harness.audio": "AudioError",
+        "harness.sources": "SourceError",
         "harness.store": "StoreError",
         "harness.report.cells": "NoRunsError",
         "harness.gate.tolerances": "GateError",
