@@ -230,6 +230,13 @@ def lab(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Write docs/conformance.md anew: the promises of docs/protocols/ and the tests that prove them."""
+    install(session, "dev")
+    run(session, "python", "-m", "tests.conformance")
+
+
+@nox.session(default=False)
 def proto(session: nox.Session) -> None:
     """Generate the messages and stubs of wire/stt/stt.proto anew, by a compiler old enough that every protobuf from 5 on runs them."""
     environment = HERE / ".nox" / "proto"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector
+from prometheus_client.registry import Collector
 
 # Fine enough that a quantile is known to about a third of its value: harness and dashboards subtract them from what clients see.
 _LATENCY = (
@@ -59,6 +62,7 @@ class Metrics:
         self.connection_seconds = histogram(
             "connection_duration_seconds", "How long connections lived", _LIFE, "surface"
         )
+        self.registry.register(_VllmNames(self))
         self.utterances = counter("utterances", "Utterances ended: final, cancelled, failed", "surface", "outcome")
         self.segments = counter("segments", "Engine segments opened", "surface")
         self.audio_seconds = counter("audio_seconds", "Audio received", "surface")
@@ -85,3 +89,23 @@ class Metrics:
         self.tasks = gauge("tasks", "Tasks of the event loop: a few for the server, three per open connection")
         self.engine = gauge("engine", "Figures of the engine at the moment", "figure")
         self.chat = gauge("chat", "Figures of the chat engine at the moment", "figure")
+
+
+class _VllmNames(Collector):
+    """The connections of ``/v1/realtime`` once more, under the names that vLLM gives its own."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._named = {
+            "vllm:websocket_connections_active": metrics.connections_active,
+            "vllm:websocket_connections": metrics.connections,
+            "vllm:websocket_connection_duration_seconds": metrics.connection_seconds,
+        }
+
+    def collect(self) -> Iterator[Metric]:
+        for name, ours in self._named.items():
+            for family in ours.labels("realtime").collect():
+                theirs = Metric(name, family.documentation, family.type)
+                theirs.samples = [
+                    sample._replace(name=name + sample.name.removeprefix(family.name)) for sample in family.samples
+                ]
+                yield theirs

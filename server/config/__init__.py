@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from server.config.engines import DELAYS_MS, Engines
 from server.config.fields import Part
 from server.config.listening import SURFACES, Listening
+from server.config.openai import OpenAI
 from server.config.operations import Operations
 from server.config.rest import Rest
 from server.config.rpc import Rpc
@@ -20,14 +21,14 @@ from server.config.streams import Streams
 
 __all__ = ["DELAYS_MS", "SURFACES", "ConfigError", "Settings", "environment_names", "read"]
 
-PARTS: tuple[type[Part], ...] = (Listening, Engines, Streams, Sessions, Rest, Rpc, Operations)
+PARTS: tuple[type[Part], ...] = (Listening, Engines, Streams, Sessions, Rest, OpenAI, Rpc, Operations)
 
 
 class ConfigError(Exception):
     """A setting is wrong. The message has one line per wrong setting: its name, its value and what is expected."""
 
 
-class Settings(Listening, Engines, Streams, Sessions, Rest, Rpc, Operations):
+class Settings(Listening, Engines, Streams, Sessions, Rest, OpenAI, Rpc, Operations):
     """All settings. A flag wins over the environment, the environment over the default."""
 
     @classmethod

@@ -8,7 +8,7 @@ from pydantic import field_validator
 
 from server.config.fields import Names, Part, setting
 
-SURFACES = ("yap", "realtime")
+SURFACES = ("yap", "realtime", "openai")
 
 
 class Listening(Part):
@@ -16,7 +16,9 @@ class Listening(Part):
 
     host: str = setting("0.0.0.0", "SERVER_BIND_HOST", help="address to listen on")
     port: int = setting(8000, "SERVER_PORT", help="port to listen on; 0 takes a free one", ge=0, le=65535)
-    surfaces: Names = setting(["yap", "realtime"], "EARMARK_SURFACES", help="protocols to serve, comma-separated")
+    surfaces: Names = setting(
+        ["yap", "realtime", "openai"], "EARMARK_SURFACES", help="protocols to serve, comma-separated"
+    )
     surface_ports: Names = setting(
         [],
         "EARMARK_SURFACE_PORTS",

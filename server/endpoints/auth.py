@@ -29,3 +29,10 @@ def bearer_key(connection: HTTPConnection) -> str:
     """The token of ``Authorization: Bearer TOKEN``."""
     scheme, _, token = connection.headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def openai_error(
+    code: str, message: str, kind: str = "invalid_request_error", param: str | None = None
+) -> dict[str, str | None]:
+    """What OpenAI's API puts under ``error`` in a body."""
+    return {"message": message, "type": kind, "param": param, "code": code}

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse
 
-from server.endpoints.auth import Keys, bearer_key
+from server.endpoints.auth import Keys, bearer_key, openai_error
 from server.engines.base import ChatEngine
 from server.engines.registry import Model
 from server.service import Service
@@ -88,6 +88,16 @@ def ops_routes(service: Service, surfaces: Sequence[str], keys: Keys | None = No
         return JSONResponse(
             {"object": "list", "data": [entry for model in service.models for entry in _entries(model)]}
         )
+
+    @router.get("/v1/models/{name:path}")
+    async def model(name: str, request: Request) -> Response:
+        if keys is not None and bearer_key(request) not in keys:
+            return JSONResponse({"error": "Unauthorized"}, 401)
+        for entry in (entry for model in service.models for entry in _entries(model)):
+            if entry["id"] == name:
+                return JSONResponse(entry)
+        message = f"the model {name!r:.200} is not served here; GET /v1/models lists those that are"
+        return JSONResponse({"error": openai_error("model_not_found", message, param="model")}, 404)
 
     return router
 

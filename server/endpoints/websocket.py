@@ -13,7 +13,7 @@ from starlette.websockets import WebSocketDisconnect
 from server.connection import Connection, Surface
 from server.core.limits import Admission
 from server.endpoints.access import Clients
-from server.endpoints.auth import Keys, bearer_key, envelope_key
+from server.endpoints.auth import Keys, bearer_key, envelope_key, openai_error
 from server.protocols import yap
 from server.protocols.base import Close, Reply
 from server.service import Service
@@ -115,21 +115,34 @@ def envelope_routes(
 
 
 def realtime_routes(
-    service: Service, surface: Surface, admission: Admission, keys: Keys | None, clients: Clients
+    service: Service,
+    surface: Surface,
+    admission: Admission,
+    keys: Keys | None,
+    clients: Clients,
+    openai: Surface | None = None,
 ) -> APIRouter:
-    """``/v1/realtime``: open unless keys are given, and then refused in the handshake as vLLM does."""
+    """``/v1/realtime``: open unless keys are given, and then refused in the handshake as vLLM and OpenAI do.
+
+    With ``openai``, clients that ask for ``intent=transcription`` speak OpenAI's dialect from the first frame on.
+    """
     router = APIRouter()
 
     @router.websocket("/v1/realtime")
     async def realtime(websocket: WebSocket) -> None:
+        transcription = openai is not None and websocket.query_params.get("intent") == "transcription"
+        asked = openai if openai is not None and transcription else surface
         if keys is not None and bearer_key(websocket) not in keys:
-            service.metrics.connections_rejected.labels(surface.name, "authentication_failed").inc()
-            await websocket.send_denial_response(JSONResponse({"error": "Unauthorized"}, 401))
+            service.metrics.connections_rejected.labels(asked.name, "authentication_failed").inc()
+            body = openai_error("invalid_api_key", "missing or wrong API key") if transcription else "Unauthorized"
+            await websocket.send_denial_response(JSONResponse({"error": body}, 401))
             return
         if service.draining or not admission.enter():
-            service.metrics.connections_rejected.labels(surface.name, "server_at_capacity").inc()
-            await websocket.send_denial_response(JSONResponse({"error": "Service unavailable, try again later"}, 503))
+            service.metrics.connections_rejected.labels(asked.name, "server_at_capacity").inc()
+            why = "Service unavailable, try again later"
+            body = openai_error("server_at_capacity", why, "server_error") if transcription else why
+            await websocket.send_denial_response(JSONResponse({"error": body}, 503))
             return
-        await serve(service, websocket, surface, admission, clients.address(websocket))
+        await serve(service, websocket, asked, admission, clients.address(websocket))
 
     return router

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +13,9 @@ from wire.errors import WireError
 
 _MOST_WORDS = 12_000
 """Clients with the common 1 MiB receive limit must be able to read a final; beyond this the words stay out."""
+
+_PRIVATE = re.compile(r"\b0x[0-9a-fA-F]{4,}\b|(?<![\w/:.])(?:/[\w.+@~-]+){2,}/?")
+"""Memory addresses, and absolute paths but not those of URLs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,11 @@ def stream_options(served: Served, delay_ms: Any, vad: Any, default: StreamOptio
             raise WireError("unsupported_vad", "this server has no voice activity detection")
         endpointing = vad == "auto"
     return replace(default, delay_seconds=delay_seconds, endpointing=endpointing, model=served.model)
+
+
+def public_message(message: str) -> str:
+    """What an engine says of its failure, without file paths and memory addresses of this machine; its log has them."""
+    return _PRIVATE.sub("...", message)
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:

@@ -23,7 +23,18 @@ from server.core.events import (
     Token,
 )
 from server.core.session import SessionError
-from server.protocols.base import Close, Offer, Reply, Served, Step, only, stream_options, usage_object, words_field
+from server.protocols.base import (
+    Close,
+    Offer,
+    Reply,
+    Served,
+    Step,
+    only,
+    public_message,
+    stream_options,
+    usage_object,
+    words_field,
+)
 from wire import realtime
 from wire.errors import WireError
 from wire.pcm import bytes_of, decode_base64
@@ -133,7 +144,7 @@ class RealtimeDialect:
                 return [_reply(done)]
             case Failed(utterance, code, message):
                 self._running = None if self._running == utterance else self._running
-                return [_error(code if code == "invalid_audio" else "processing_error", message)]
+                return [_error(code if code == "invalid_audio" else "processing_error", public_message(message))]
             case Started() | Speech() | Tentative() | Dropped() | Mute() | Cancelled():
                 return []
 

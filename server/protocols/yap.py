@@ -25,7 +25,18 @@ from server.core.events import (
     Token,
 )
 from server.core.session import SessionError
-from server.protocols.base import Close, Offer, Reply, Served, Step, only, stream_options, usage_object, words_field
+from server.protocols.base import (
+    Close,
+    Offer,
+    Reply,
+    Served,
+    Step,
+    only,
+    public_message,
+    stream_options,
+    usage_object,
+    words_field,
+)
 from wire import yap
 from wire.errors import WireError
 from wire.pcm import decode_base64
@@ -181,7 +192,7 @@ class YapDialect:
             case Cancelled(_, reason):
                 return [] if reason == _BARGE_IN else [self._reply(yap.CancelledReply(reason))]
             case Failed(request, code, message):
-                error = yap.Error(_CODES.get(code, code), message, {"reason_code": code})
+                error = yap.Error(_CODES.get(code, code), public_message(message), {"reason_code": code})
                 reply = Reply(self._about(request, error).frame, code)
                 self._over(request)
                 return [reply]

@@ -10,9 +10,9 @@ from server.config import Settings
 from server.endpoints.access import Clients
 from server.endpoints.auth import Keys
 from server.service import Service
-from server.surfaces import realtime, yap
+from server.surfaces import openai, realtime, yap
 
 Routes = Callable[[Settings, Service, Keys, Clients], APIRouter]
 
-ROUTES: dict[str, Routes] = {"yap": yap.routes, "realtime": realtime.routes}
+ROUTES: dict[str, Routes] = {"yap": yap.routes, "realtime": realtime.routes, "openai": openai.routes}
 """The surfaces that are spoken over HTTP and WebSockets."""

@@ -40,7 +40,9 @@ class RunningServer:
             text=True,
         )
         try:
-            self.port = int(self._ready()["port"])
+            ready = self._ready()
+            self.port = int(ready["port"])
+            self.ports: dict[str, int] = ready["ports"]
         except BaseException:
             self.kill()
             raise
@@ -89,7 +91,7 @@ class RunningServer:
 
     async def until_idle(self, seconds: float = 10.0) -> None:
         """Return once nobody is connected and no engine slot is taken."""
-        for surface in ("yap", "realtime"):
+        for surface in ("yap", "realtime", "openai"):
             await self.until_metric(
                 lambda value: value == 0, "earmark_connections_active", seconds=seconds, surface=surface
             )

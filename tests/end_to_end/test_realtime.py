@@ -17,6 +17,8 @@ from tests.end_to_end.conftest import Serve
 from tests.end_to_end.running_server import KEY, RunningServer
 from tests.end_to_end.speech import distinct_words, random_words, sentence, spoken
 from wire.pcm import seconds_of
+from wire.scripted import speak
+from wire.words import TimedWord
 
 SILENCE = bytes(32_000)
 HUGGING_FACE_ID = "mistralai/Voxtral-Mini-4B-Realtime-2602"
@@ -30,6 +32,7 @@ def server(serve: Serve) -> RunningServer:
 # ---- coming in
 
 
+@pytest.mark.spec("realtime-02")
 async def test_session_created_comes_first_and_by_itself(server: RunningServer) -> None:
     before = int(time.time())
     async with connect(server.ws("/v1/realtime")) as socket:
@@ -40,11 +43,13 @@ async def test_session_created_comes_first_and_by_itself(server: RunningServer) 
     assert before <= frame["created"] <= time.time()
 
 
+@pytest.mark.spec("realtime-03")
 async def test_a_wrong_key_does_not_matter_where_none_is_required(server: RunningServer) -> None:
     async with connect(server.ws("/v1/realtime"), additional_headers={"Authorization": "Bearer wrong"}) as socket:
         assert (await Realtime(socket).receive())["type"] == "session.created"
 
 
+@pytest.mark.spec("realtime-05")
 async def test_there_is_no_cap_on_connections(serve: Serve) -> None:
     server = serve("--script", '{"slots": 2}', "--max-concurrent-connections", "1")
     clients = [await connect(server.ws("/v1/realtime")) for _ in range(40)]
@@ -57,6 +62,7 @@ async def test_there_is_no_cap_on_connections(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer wrong", f"Basic {KEY}", KEY, f"Bearer {KEY}x"])
+@pytest.mark.spec("realtime-04", "http-11")
 async def test_a_required_key_is_demanded_in_the_handshake(serve: Serve, authorization: str | None) -> None:
     server = serve("--require-key")
     headers = {} if authorization is None else {"Authorization": authorization}
@@ -67,6 +73,7 @@ async def test_a_required_key_is_demanded_in_the_handshake(serve: Serve, authori
     assert server.get("/v1/models", **headers) == (401, b'{"error":"Unauthorized"}')
 
 
+@pytest.mark.spec("realtime-04", "http-09", "http-11")
 async def test_the_required_key_opens(serve: Serve) -> None:
     server = serve("--require-key")
     headers = {"Authorization": f"Bearer {KEY}"}
@@ -95,6 +102,7 @@ async def test_a_surface_that_is_off_is_not_there(serve: Serve) -> None:
 # ---- utterances
 
 
+@pytest.mark.spec("realtime-11", "realtime-15", "realtime-22", "realtime-24", "realtime-25")
 async def test_the_usual_order(server: RunningServer) -> None:
     async with realtime(server) as client:
         await client.start()
@@ -118,12 +126,14 @@ async def test_the_usual_order(server: RunningServer) -> None:
         await client.silent()
 
 
+@pytest.mark.spec("realtime-27")
 async def test_the_tone_of_the_file_client_gives_a_done(server: RunningServer) -> None:
     # that client sends every frame before it reads the first answer
     async with realtime(server, model=HUGGING_FACE_ID) as client:
         assert await client.say(b"\x00\x10\x00\xf0" * 24_000, chunk_bytes=4096) == ""
 
 
+@pytest.mark.spec("realtime-23")
 async def test_deltas_come_while_audio_still_arrives(server: RunningServer) -> None:
     async with realtime(server) as client:
         await client.start()
@@ -135,6 +145,7 @@ async def test_deltas_come_while_audio_still_arrives(server: RunningServer) -> N
         assert frames[-1]["text"] == "early late"
 
 
+@pytest.mark.spec("realtime-13")
 async def test_audio_before_the_commit_is_part_of_the_utterance(server: RunningServer) -> None:
     async with realtime(server, model=None) as client:
         await client.append(sentence("before", "the"))
@@ -143,6 +154,7 @@ async def test_audio_before_the_commit_is_part_of_the_utterance(server: RunningS
         assert await client.say(sentence("and", "after")) == "before the commit and after"
 
 
+@pytest.mark.spec("realtime-16")
 async def test_a_final_commit_without_a_start_transcribes_what_there_is(server: RunningServer) -> None:
     async with realtime(server) as client:
         await client.append(sentence("no", "start"))
@@ -151,6 +163,7 @@ async def test_a_final_commit_without_a_start_transcribes_what_there_is(server: 
         assert await client.say(sentence("as", "usual")) == "as usual"
 
 
+@pytest.mark.spec("realtime-17")
 async def test_a_final_commit_without_audio_is_an_empty_done(server: RunningServer) -> None:
     async with realtime(server) as client:
         for _ in range(3):
@@ -162,6 +175,7 @@ async def test_a_final_commit_without_audio_is_an_empty_done(server: RunningServ
         assert await client.say(sentence("then", "words")) == "then words"
 
 
+@pytest.mark.spec("realtime-14")
 async def test_a_second_commit_while_a_transcription_runs_is_ignored(server: RunningServer) -> None:
     async with realtime(server) as client:
         await client.start()
@@ -174,6 +188,7 @@ async def test_a_second_commit_while_a_transcription_runs_is_ignored(server: Run
         await client.silent()
 
 
+@pytest.mark.spec("realtime-06", "realtime-19")
 async def test_two_utterances_sent_back_to_back_are_both_complete(serve: Serve) -> None:
     server = serve("--script", '{"final_latency_ms": 200, "latency_ms": 30}')
     async with realtime(server) as client:
@@ -185,6 +200,7 @@ async def test_two_utterances_sent_back_to_back_are_both_complete(serve: Serve) 
         await client.silent()
 
 
+@pytest.mark.spec("realtime-18")
 async def test_audio_after_the_final_commit_belongs_to_the_next_utterance(serve: Serve) -> None:
     server = serve("--script", '{"final_latency_ms": 200}')
     async with realtime(server) as client:
@@ -197,6 +213,7 @@ async def test_audio_after_the_final_commit_belongs_to_the_next_utterance(serve:
         assert await client.say(sentence("too")) == "next one too"
 
 
+@pytest.mark.spec("realtime-11", "realtime-32")
 async def test_the_model_stays_validated(server: RunningServer) -> None:
     async with realtime(server) as client:
         assert await client.say(sentence("one")) == "one"
@@ -207,11 +224,20 @@ async def test_the_model_stays_validated(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("model", ["scripted", HUGGING_FACE_ID, "", " scripted "])
+@pytest.mark.spec("realtime-12")
 async def test_the_served_name_the_hub_name_and_the_empty_name_are_accepted(server: RunningServer, model: str) -> None:
     async with realtime(server, model=model) as client:
         assert await client.say(sentence("hello")) == "hello"
 
 
+@pytest.mark.spec("realtime-12")
+@pytest.mark.parametrize("model", ["my-asr", "scripted", HUGGING_FACE_ID])
+async def test_a_model_served_under_another_name_keeps_its_own(serve: Serve, model: str) -> None:
+    async with realtime(serve("--served-model-name", "my-asr"), model=model) as client:
+        assert await client.say(sentence("hello")) == "hello"
+
+
+@pytest.mark.spec("realtime-08")
 async def test_unknown_fields_are_ignored(server: RunningServer) -> None:
     async with realtime(server, model=None) as client:
         await client.send("session.update", model="scripted", event_id="e1", session={"x": 1})
@@ -221,6 +247,7 @@ async def test_unknown_fields_are_ignored(server: RunningServer) -> None:
         assert await client.heard() == "fine"
 
 
+@pytest.mark.spec("realtime-20")
 async def test_the_delay_can_be_chosen(server: RunningServer) -> None:
     async with realtime(server, model=None) as client:
         await client.send("session.update", model="scripted", delay_ms=160)
@@ -230,10 +257,13 @@ async def test_the_delay_can_be_chosen(server: RunningServer) -> None:
         await client.send("input_audio_buffer.commit", delay_ms=2400)
         await client.finish()
         assert (await client.receive())["delay_ms"] == 2400
+        await client.finish()
+        assert (await client.receive())["delay_ms"] == 160, "a commit's delay is that of one transcription"
 
 
 @pytest.mark.parametrize("field", ["delay_ms", "vad"])
 @pytest.mark.parametrize("value", [0, 100, "480", True, [], {}, "on"])
+@pytest.mark.spec("realtime-21")
 async def test_an_impossible_option_is_an_invalid_event(server: RunningServer, field: str, value: Any) -> None:
     async with realtime(server, model=None) as client:
         await client.send("session.update", model="scripted", **{field: value})
@@ -242,6 +272,7 @@ async def test_an_impossible_option_is_an_invalid_event(server: RunningServer, f
         assert (await client.error())["code"] == "model_not_validated", "nothing of the update has happened"
 
 
+@pytest.mark.spec("realtime-06")
 async def test_nothing_ever_closes_the_connection(serve: Serve) -> None:
     server = serve("--idle-timeout-s", "0.1", "--max-connection-duration-s", "0.2")  # limits of the other surface
     async with realtime(server) as client:
@@ -252,6 +283,7 @@ async def test_nothing_ever_closes_the_connection(serve: Serve) -> None:
         assert await client.say(sentence("still", "here")) == "still here"
 
 
+@pytest.mark.spec("realtime-10")
 async def test_closing_the_socket_ends_the_run(serve: Serve) -> None:
     server = serve("--script", '{"audio_rate": 1}')
     async with realtime(server) as client:
@@ -288,6 +320,16 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("frame", "code", "names"), ERRORS, ids=[f"{frame[:50]!r}" for frame, _, _ in ERRORS])
+@pytest.mark.spec(
+    "realtime-28",
+    "realtime-29",
+    "realtime-30",
+    "realtime-31",
+    "realtime-32",
+    "realtime-34",
+    "realtime-36",
+    "realtime-39",
+)
 async def test_every_row_of_the_table(server: RunningServer, frame: str | bytes, code: str, names: str) -> None:
     async with realtime(server) as client:
         for moment in ("before", "within"):
@@ -302,6 +344,7 @@ async def test_every_row_of_the_table(server: RunningServer, frame: str | bytes,
 
 
 @pytest.mark.parametrize("final", [False, True])
+@pytest.mark.spec("realtime-33")
 async def test_a_commit_before_the_model_is_named_is_refused_and_does_nothing(
     server: RunningServer, final: bool
 ) -> None:
@@ -318,6 +361,7 @@ async def test_a_commit_before_the_model_is_named_is_refused_and_does_nothing(
         assert await client.heard() == "kept"
 
 
+@pytest.mark.spec("realtime-37", "realtime-39")
 async def test_a_failing_engine_ends_the_run_without_a_done(serve: Serve) -> None:
     server = serve("--script", '{"faults": [{"at": 1.0, "message": "it broke"}]}')
     async with realtime(server) as client:
@@ -331,6 +375,7 @@ async def test_a_failing_engine_ends_the_run_without_a_done(serve: Serve) -> Non
     await server.until_idle()
 
 
+@pytest.mark.spec("realtime-38")
 async def test_engines_that_are_full_are_told_as_a_processing_error(serve: Serve) -> None:
     server = serve("--script", '{"slots": 1}')
     async with realtime(server) as first, realtime(server) as second:
@@ -347,6 +392,7 @@ async def test_engines_that_are_full_are_told_as_a_processing_error(serve: Serve
 # ---- length
 
 
+@pytest.mark.spec("realtime-41")
 async def test_a_long_file_in_a_burst_is_heard_to_the_last_word(serve: Serve) -> None:
     server = serve("--no-vad")
     texts = random_words(1200, seed=11)
@@ -356,6 +402,7 @@ async def test_a_long_file_in_a_burst_is_heard_to_the_last_word(serve: Serve) ->
         assert await client.say(pcm, chunk_bytes=4096) == " ".join(texts)  # nothing is read before all is sent
 
 
+@pytest.mark.spec("realtime-42")
 async def test_44_minutes_in_a_burst(serve: Serve) -> None:
     server = serve("--no-vad")
     texts = random_words(5000, seed=12)
@@ -369,6 +416,7 @@ async def test_44_minutes_in_a_burst(serve: Serve) -> None:
     await server.until_idle()
 
 
+@pytest.mark.spec("realtime-43")
 async def test_more_audio_than_may_wait_is_not_read_and_not_lost(serve: Serve) -> None:
     server = serve("--script", '{"audio_rate": 20}', "--max-queued-seconds", "2", "--no-vad")
     texts = distinct_words(60, seed=13)
@@ -377,6 +425,7 @@ async def test_more_audio_than_may_wait_is_not_read_and_not_lost(serve: Serve) -
         assert await client.say(pcm, chunk_bytes=4096) == " ".join(texts)
 
 
+@pytest.mark.spec("realtime-09")
 async def test_keepalive_pings_are_answered_while_a_burst_is_worked_off(serve: Serve) -> None:
     server = serve("--script", '{"audio_rate": 10}', "--no-vad")
     texts = distinct_words(60, seed=14)
@@ -394,6 +443,14 @@ async def test_keepalive_pings_are_answered_while_a_burst_is_worked_off(serve: S
         assert (await client.receive_until("transcription.done"))[-1]["text"] == " ".join(texts)
 
 
+@pytest.mark.spec("realtime-07")
+async def test_a_frame_of_almost_16_mib_is_heard(server: RunningServer) -> None:
+    pcm = speak([TimedWord("first", 0.5, 1.0), TimedWord("last", 380.0, 380.5)], 390.0)  # 16.6 million characters
+    async with realtime(server) as client:
+        assert await client.say(pcm, chunk_bytes=len(pcm)) == "first last"
+
+
+@pytest.mark.spec("realtime-07")
 async def test_a_frame_beyond_16_mib_closes_with_1009(server: RunningServer) -> None:
     async with realtime(server) as client:
         sending = asyncio.create_task(client.socket.send(" " * (16 * 2**20 + 1)))
@@ -405,6 +462,7 @@ async def test_a_frame_beyond_16_mib_closes_with_1009(server: RunningServer) -> 
     await server.until_idle()
 
 
+@pytest.mark.spec("realtime-44")
 async def test_uncommitted_audio_is_bounded(serve: Serve) -> None:
     server = serve("--max-queued-seconds", "2")
     async with realtime(server) as client:

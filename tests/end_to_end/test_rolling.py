@@ -60,6 +60,7 @@ def long_form(
 
 @pytest.mark.parametrize("timed_words", [True, False], ids=["by time", "by text"])
 @pytest.mark.parametrize(("segment_seconds", "overlap_seconds"), [(10, 0.8), (27.5, 0.8), (60, 0.8), (10, 0), (60, 0)])
+@pytest.mark.spec("yap-48", "yap-69", "realtime-45")
 async def test_fifteen_minutes_lose_and_repeat_no_word(
     serve: Serve, segment_seconds: float, overlap_seconds: float, timed_words: bool
 ) -> None:
@@ -87,6 +88,7 @@ async def test_fifteen_minutes_lose_and_repeat_no_word(
         assert shown == [(word.text, word.start, word.end) for word in words]
 
 
+@pytest.mark.spec("yap-69")
 async def test_silence_is_preferred_for_the_cut(serve: Serve) -> None:
     """With voice detection on, rolls come early and still nothing is lost."""
     server = serve("--segment-seconds", "20")
@@ -96,6 +98,7 @@ async def test_silence_is_preferred_for_the_cut(serve: Serve) -> None:
         assert text_of(await client.say(pcm)) == " ".join(word.text for word in words)
 
 
+@pytest.mark.spec("yap-70")
 async def test_without_rolling_everything_is_one_segment(serve: Serve) -> None:
     server = serve("--no-internal-roll", "--segment-seconds", "1")
     pcm, words = long_form(random_words(500, seed=23), [1e9], across=False, seconds=120.0)
@@ -121,6 +124,7 @@ async def test_one_word_said_over_and_over(serve: Serve, timed_words: bool) -> N
         assert 0 < lost <= seams * 20, "at most what is held back at a seam: 6.8 s and one report, 2.5 words a second"
 
 
+@pytest.mark.spec("yap-71")
 async def test_a_mute_client_is_parked_and_goes_on(serve: Serve) -> None:
     server = serve("--park-seconds", "0.2", "--no-vad")
     async with yap(server) as client:
@@ -133,6 +137,7 @@ async def test_a_mute_client_is_parked_and_goes_on(serve: Serve) -> None:
         assert text_of(await client.receive_until("done")) == "before the pause and after"
 
 
+@pytest.mark.spec("realtime-45")
 async def test_real_speech_gives_the_same_text_through_both_surfaces(serve: Serve) -> None:
     corpus = load("spoken-en")
     server = serve("--sphinx-workers", "1", engine="sphinx")
@@ -164,6 +169,7 @@ async def test_seams_cost_the_recogniser_at_most_a_word_each(serve: Serve, voice
     assert rolled - unrolled <= seams
 
 
+@pytest.mark.spec("yap-28", "realtime-20", "realtime-25")
 async def test_the_server_ends_utterances_at_silence_when_it_is_asked_to(serve: Serve) -> None:
     corpus = load("spoken-en")
     server = serve("--sphinx-workers", "1", engine="sphinx")

@@ -23,6 +23,7 @@ async def ended(server: RunningServer, seconds: float = 10.0) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.spec("http-07")
 async def test_an_idle_server_ends_at_once_with_status_0(own_server: Serve, number: signal.Signals) -> None:
     server = own_server()
     async with yap(server) as client:
@@ -32,6 +33,7 @@ async def test_an_idle_server_ends_at_once_with_status_0(own_server: Serve, numb
     assert "Traceback" not in server.log()
 
 
+@pytest.mark.spec("yap-72", "realtime-46", "http-07")
 async def test_term_lets_utterances_end_and_then_closes_with_1012(own_server: Serve) -> None:
     server = own_server("--script", SLOW_FINAL)
     async with yap(server) as envelope, realtime(server) as plain:
@@ -60,6 +62,7 @@ async def until_draining(server: RunningServer) -> None:
         assert time.monotonic() < end, f"/healthz is still {status}"
 
 
+@pytest.mark.spec("yap-73", "realtime-47")
 async def test_while_draining_nobody_comes_in(own_server: Serve) -> None:
     server = own_server()
     async with yap(server) as client:
@@ -78,6 +81,7 @@ async def test_while_draining_nobody_comes_in(own_server: Serve) -> None:
     assert await ended(server) == 0
 
 
+@pytest.mark.spec("yap-72", "http-07")
 async def test_the_drain_is_bounded(own_server: Serve) -> None:
     server = own_server("--drain-seconds", "0.5")
     async with yap(server) as client:
@@ -90,6 +94,7 @@ async def test_the_drain_is_bounded(own_server: Serve) -> None:
     assert await ended(server, 5) == 0
 
 
+@pytest.mark.spec("http-07")
 async def test_a_second_term_ends_at_once(own_server: Serve) -> None:
     server = own_server("--drain-seconds", "60")
     async with yap(server) as client:
@@ -113,6 +118,7 @@ async def test_a_client_that_never_reads_does_not_hold_up_the_end(own_server: Se
         deaf.socket.transport.abort()
 
 
+@pytest.mark.spec("http-06")
 async def test_the_port_is_refused_until_the_server_is_ready_and_after_its_end(own_server: Serve) -> None:
     server = own_server()
     assert server.get("/healthz")[0] == 200
@@ -121,6 +127,7 @@ async def test_the_port_is_refused_until_the_server_is_ready_and_after_its_end(o
         server.get("/healthz")
 
 
+@pytest.mark.spec("http-08")
 def test_a_taken_port_stops_the_start_with_a_sentence(own_server: Serve) -> None:
     server = own_server()
     second = subprocess.run(
@@ -160,6 +167,7 @@ async def test_recogniser_processes_end_with_the_server(own_server: Serve, numbe
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.spec("yap-77")
 async def test_the_key_is_never_in_the_log(own_server: Serve, log_format: str) -> None:
     server = own_server("--log-level", "debug", "--log-format", log_format)
     async with yap(server) as client:

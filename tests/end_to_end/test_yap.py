@@ -14,7 +14,9 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from tests.end_to_end.clients import Yap, encoded, text_of, yap
+from harness.audio import load as load_audio
+from harness.corpus import load
+from tests.end_to_end.clients import Yap, encoded, realtime, text_of, yap
 from tests.end_to_end.conftest import Serve
 from tests.end_to_end.running_server import KEY, RunningServer
 from tests.end_to_end.speech import sentence
@@ -74,6 +76,7 @@ async def admitted(url: str, **headers: str) -> None:
         ("?api_key=schl%C3%BCssel", None),
     ],
 )
+@pytest.mark.spec("yap-04", "yap-05", "yap-06", "yap-09")
 async def test_without_the_right_key_nobody_comes_in(server: RunningServer, query: str, header: str | None) -> None:
     headers = {} if header is None else {"X-API-Key": header}
     assert_rejection(await rejected(server.ws(PATH + query), **headers), "authentication_failed", 1008)
@@ -83,12 +86,14 @@ async def test_without_the_right_key_nobody_comes_in(server: RunningServer, quer
     ("query", "header"),
     [(f"?api_key={KEY}", None), ("", KEY), ("?api_key=", KEY), ("?api_key=%20%20", KEY), (f"?api_key={KEY}", "wrong")],
 )
+@pytest.mark.spec("yap-04", "yap-05")
 async def test_the_key_in_the_query_wins_unless_it_is_blank(
     server: RunningServer, query: str, header: str | None
 ) -> None:
     await admitted(server.ws(PATH + query), **({} if header is None else {"X-API-Key": header}))
 
 
+@pytest.mark.spec("yap-07", "yap-08", "yap-09", "yap-12")
 async def test_a_full_server_says_so_after_it_has_looked_at_the_key(serve: Serve) -> None:
     server = serve("--max-concurrent-connections", "2")
     await server.until_idle()
@@ -102,6 +107,7 @@ async def test_a_full_server_says_so_after_it_has_looked_at_the_key(serve: Serve
         await admitted(server.ws(f"{PATH}?api_key={KEY}"))
 
 
+@pytest.mark.spec("yap-12")
 async def test_places_of_clients_that_vanish_while_coming_in_are_free_again(serve: Serve) -> None:
     server = serve("--max-concurrent-connections", "2")
     await server.until_idle()
@@ -118,6 +124,7 @@ async def test_places_of_clients_that_vanish_while_coming_in_are_free_again(serv
         await second.synchronise()
 
 
+@pytest.mark.spec("yap-07")
 async def test_capacity_is_the_engines_slots_unless_it_is_set(serve: Serve) -> None:
     server = serve("--script", '{"slots": 1}')
     await server.until_idle()
@@ -125,6 +132,7 @@ async def test_capacity_is_the_engines_slots_unless_it_is_set(serve: Serve) -> N
         assert_rejection(await rejected(server.ws(f"{PATH}?api_key={KEY}")), "server_at_capacity", 1013)
 
 
+@pytest.mark.spec("yap-10")
 async def test_any_of_several_keys_opens(serve: Serve) -> None:
     server = serve(environment={"EARMARK_API_KEYS": "second, third"})
     for key in (KEY, "second", "third"):
@@ -132,6 +140,7 @@ async def test_any_of_several_keys_opens(serve: Serve) -> None:
     assert_rejection(await rejected(server.ws(f"{PATH}?api_key=second,")), "authentication_failed", 1008)
 
 
+@pytest.mark.spec("yap-11")
 async def test_a_server_without_a_key_is_locked_and_prints_the_key_it_made_up(serve: Serve) -> None:
     server = serve(key="  ")
     assert_rejection(await rejected(server.ws(PATH)), "authentication_failed", 1008)
@@ -140,6 +149,7 @@ async def test_a_server_without_a_key_is_locked_and_prints_the_key_it_made_up(se
     await admitted(server.ws(f"{PATH}?api_key={made_up[1]}"))
 
 
+@pytest.mark.spec("http-02")
 def test_health_is_exactly_what_the_launcher_wants(server: RunningServer) -> None:
     assert server.get("/healthz") == (200, b'{"status":"ok"}')
     assert json.loads(server.get("/")[1])["status"] == "ok"
@@ -149,6 +159,7 @@ def test_health_is_exactly_what_the_launcher_wants(server: RunningServer) -> Non
 # ---- greeting and session.update
 
 
+@pytest.mark.spec("yap-02")
 async def test_session_created_comes_first(server: RunningServer) -> None:
     before = int(time.time())
     async with yap(server, greeted=False) as client:
@@ -159,6 +170,7 @@ async def test_session_created_comes_first(server: RunningServer) -> None:
     assert before <= frame["payload"]["created"] <= time.time()
 
 
+@pytest.mark.spec("yap-03")
 async def test_no_two_sessions_have_the_same_id(server: RunningServer) -> None:
     ids = set()
     for _ in range(3):
@@ -171,6 +183,7 @@ async def test_no_two_sessions_have_the_same_id(server: RunningServer) -> None:
     "payload",
     [{}, {"model": None}, {"model": 5}, {"model": ["x"]}, {"model": ""}, {"model": MODEL}, {"model": f" {MODEL}\n"}],
 )
+@pytest.mark.spec("yap-23", "yap-24")
 async def test_a_session_update_with_the_served_model_is_answered(
     server: RunningServer, payload: dict[str, Any]
 ) -> None:
@@ -182,6 +195,7 @@ async def test_a_session_update_with_the_served_model_is_answered(
 
 
 @pytest.mark.parametrize("model", ["other", " ", "\n\t", MODEL.upper(), MODEL + "x"])
+@pytest.mark.spec("yap-25")
 async def test_another_model_is_refused(server: RunningServer, model: str) -> None:
     async with yap(server) as client:
         await client.send("session.update", model=model)
@@ -192,6 +206,7 @@ async def test_another_model_is_refused(server: RunningServer, model: str) -> No
 
 
 @pytest.mark.parametrize("name", ["my-asr", "scripted", "mistralai/Voxtral-Mini-4B-Realtime-2602"])
+@pytest.mark.spec("yap-24")
 async def test_a_server_may_serve_its_model_under_another_name(serve: Serve, name: str) -> None:
     server = serve("--served-model-name", "my-asr")
     async with yap(server) as client:
@@ -200,6 +215,7 @@ async def test_a_server_may_serve_its_model_under_another_name(serve: Serve, nam
 
 
 @pytest.mark.parametrize("delay_ms", [80, 160, 480, 2400, 160.0])
+@pytest.mark.spec("yap-27")
 async def test_the_delay_of_an_utterance_can_be_chosen(server: RunningServer, delay_ms: float) -> None:
     async with yap(server) as client:
         await client.send("session.update", delay_ms=delay_ms)
@@ -215,6 +231,7 @@ async def test_the_delay_of_an_utterance_can_be_chosen(server: RunningServer, de
 
 @pytest.mark.parametrize("field", ["delay_ms", "vad"])
 @pytest.mark.parametrize("value", [0, -80, 100, 2480, 1e300, "480", True, False, [], {}, "auto ", "on", 480.5])
+@pytest.mark.spec("yap-29")
 async def test_an_impossible_option_is_refused_and_nothing_starts(
     server: RunningServer, field: str, value: Any
 ) -> None:
@@ -231,6 +248,7 @@ async def test_an_impossible_option_is_refused_and_nothing_starts(
         assert (await client.error())["details"]["reason_code"] == "no_active_request"
 
 
+@pytest.mark.spec("yap-28", "yap-29")
 async def test_vad_cannot_be_had_where_it_is_switched_off(serve: Serve) -> None:
     async with yap(serve("--no-vad")) as client:
         await client.start(vad="auto")
@@ -244,18 +262,21 @@ async def test_vad_cannot_be_had_where_it_is_switched_off(serve: Serve) -> None:
 # ---- at once: ping, pong, end
 
 
+@pytest.mark.spec("yap-40")
 async def test_ping_is_answered_with_the_same_ids(server: RunningServer) -> None:
     async with yap(server) as client:
         await client.send("ping", "r5", "s5", anything=1)
         assert await client.receive() == {"type": "pong", "session_id": "s5", "request_id": "r5", "payload": {}}
 
 
+@pytest.mark.spec("yap-41")
 async def test_pong_is_ignored(server: RunningServer) -> None:
     async with yap(server) as client:
         await client.send("pong")
         await client.synchronise()
 
 
+@pytest.mark.spec("yap-42")
 async def test_end_is_answered_and_closes_whatever_is_under_way(server: RunningServer) -> None:
     async with yap(server) as client:
         await client.start()
@@ -270,6 +291,7 @@ async def test_end_is_answered_and_closes_whatever_is_under_way(server: RunningS
 # ---- utterances
 
 
+@pytest.mark.spec("yap-14", "yap-26", "yap-32", "yap-43", "yap-44", "yap-48", "yap-49")
 async def test_an_utterance_is_tokens_final_and_done(server: RunningServer) -> None:
     async with yap(server) as client:
         frames = await client.say(sentence("the", "quick", "brown", "fox"))
@@ -291,6 +313,7 @@ async def test_an_utterance_is_tokens_final_and_done(server: RunningServer) -> N
         await client.synchronise()
 
 
+@pytest.mark.spec("yap-45")
 async def test_text_comes_while_the_audio_still_arrives(server: RunningServer) -> None:
     async with yap(server) as client:
         await client.start()
@@ -306,6 +329,7 @@ async def test_text_comes_while_the_audio_still_arrives(server: RunningServer) -
 
 
 @pytest.mark.parametrize("pcm", [b"", b"\0\0", SILENCE])
+@pytest.mark.spec("yap-46")
 async def test_silence_gives_an_empty_final(server: RunningServer, pcm: bytes) -> None:
     async with yap(server) as client:
         frames = await client.say(pcm)
@@ -315,12 +339,14 @@ async def test_silence_gives_an_empty_final(server: RunningServer, pcm: bytes) -
 
 
 @pytest.mark.parametrize("chunk_bytes", [2, 2560, 4094, 1_000_000])
+@pytest.mark.spec("yap-31")
 async def test_any_chunk_size_works(server: RunningServer, chunk_bytes: int) -> None:
     async with yap(server) as client:
         pcm = sentence("any", "size") if chunk_bytes > 2 else speak([TimedWord("any size", 0.0, 0.05)], 0.06)
         assert text_of(await client.say(pcm, chunk_bytes=chunk_bytes)) == "any size"
 
 
+@pytest.mark.spec("yap-39")
 async def test_two_utterances_on_one_connection(server: RunningServer) -> None:
     async with yap(server) as client:
         assert text_of(await client.say(sentence("number", "one"), "first")) == "number one"
@@ -340,6 +366,36 @@ async def test_one_session_id_on_two_connections(server: RunningServer) -> None:
         assert text_of(await two.heard()) == "to the right"
 
 
+@pytest.mark.spec("yap-13")
+async def test_connections_with_one_session_id_are_strangers(server: RunningServer) -> None:
+    async with yap(server) as one, yap(server) as two:
+        for client, word in ((one, "mine"), (two, "yours")):
+            await client.start()  # both say s1 and r1
+            await client.append(sentence(word))
+        await one.send("cancel")
+        await one.receive_until("cancelled")
+        await two.finish()
+        assert text_of(await two.heard()) == "yours"
+
+
+@pytest.mark.spec("yap-51")
+async def test_speech_without_text_is_told_and_the_utterance_goes_on(serve: Serve) -> None:
+    """Real speech, of which the scripted engine makes nothing."""
+    utterances = load("spoken-en").utterances[:20]
+    pcm = b"".join(load_audio(utterance) for utterance in utterances)
+    async with yap(serve()) as client:
+        await client.start()
+        await client.append(pcm + sentence("text", "at", "last"))
+        status = await client.receive()
+        assert (status["type"], status["request_id"]) == ("status", "r1")
+        assert set(status["payload"]) == {"kind", "seconds"}
+        assert status["payload"]["kind"] == "speech_without_text"
+        assert 10 <= status["payload"]["seconds"] <= len(pcm) / 32_000
+        await client.finish()
+        assert text_of(await client.receive_until("done")) == "text at last"
+
+
+@pytest.mark.spec("yap-47")
 async def test_frames_of_an_utterance_carry_the_session_id_that_started_it(server: RunningServer) -> None:
     async with yap(server) as client:
         await client.send("input_audio_buffer.commit", "r1", "starter", final=False)
@@ -348,6 +404,7 @@ async def test_frames_of_an_utterance_carry_the_session_id_that_started_it(serve
         assert {frame["session_id"] for frame in await client.heard()} == {"starter"}
 
 
+@pytest.mark.spec("yap-15")
 async def test_ids_are_trimmed(server: RunningServer) -> None:
     async with yap(server) as client:
         await client.send(" input_audio_buffer.commit ", " r1", "\ts1 ", final=False)
@@ -356,6 +413,30 @@ async def test_ids_are_trimmed(server: RunningServer) -> None:
         assert text_of(await client.heard("r1")) == "trimmed"
 
 
+@pytest.mark.spec("yap-30")
+@pytest.mark.parametrize(
+    ("start", "finish"), [({}, {"final": "false"}), ({"final": None}, {"final": 1}), ({"final": 0}, {"final": [0]})]
+)
+async def test_final_is_judged_by_truthiness(
+    server: RunningServer, start: dict[str, Any], finish: dict[str, Any]
+) -> None:
+    async with yap(server) as client:
+        await client.send("input_audio_buffer.commit", **start)
+        await client.append(sentence("truly", "final"))
+        await client.send("input_audio_buffer.commit", **finish)
+        assert text_of(await client.heard()) == "truly final"
+
+
+@pytest.mark.spec("yap-16")
+@pytest.mark.parametrize("payload", ["", ',"payload":null'])
+async def test_a_payload_may_be_missing_or_null(server: RunningServer, payload: str) -> None:
+    async with yap(server) as client:
+        for kind, answer in (("ping", "pong"), ("session.update", "session.updated"), ("cancel", "cancelled")):
+            await client.send_raw(f'{{"type":"{kind}","session_id":"s","request_id":"r"{payload}}}')
+            assert (await client.receive())["type"] == answer
+
+
+@pytest.mark.spec("yap-33")
 async def test_committing_the_active_id_again_is_no_cancel(server: RunningServer) -> None:
     async with yap(server) as client:
         await client.start()
@@ -366,6 +447,7 @@ async def test_committing_the_active_id_again_is_no_cancel(server: RunningServer
         assert text_of(await client.heard()) == "before after"
 
 
+@pytest.mark.spec("yap-35")
 async def test_the_id_of_a_finished_utterance_can_start_the_next_before_its_done(serve: Serve) -> None:
     server = serve("--script", '{"final_latency_ms": 300}')
     async with yap(server) as client:
@@ -391,6 +473,7 @@ async def test_the_id_of_a_finished_utterance_can_start_the_next_before_its_done
         ({"reason": 5}, "client_request"),
     ],
 )
+@pytest.mark.spec("yap-37")
 async def test_cancel_is_answered_even_when_nothing_runs(
     server: RunningServer, payload: dict[str, Any], reason: str
 ) -> None:
@@ -406,6 +489,7 @@ async def test_cancel_is_answered_even_when_nothing_runs(
 
 
 @pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.spec("yap-38")
 async def test_after_a_cancel_nothing_of_it_comes_and_the_next_is_whole(serve: Serve, finished: bool) -> None:
     server = serve("--script", '{"final_latency_ms": 300}')
     async with yap(server) as client:
@@ -425,6 +509,7 @@ async def test_after_a_cancel_nothing_of_it_comes_and_the_next_is_whole(serve: S
 
 
 @pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.spec("yap-34")
 async def test_barge_in_says_nothing_about_the_cancelled_one(serve: Serve, finished: bool) -> None:
     server = serve("--script", '{"final_latency_ms": 300, "latency_ms": 50}')
     async with yap(server) as client:
@@ -439,6 +524,7 @@ async def test_barge_in_says_nothing_about_the_cancelled_one(serve: Serve, finis
     await server.until_idle()
 
 
+@pytest.mark.spec("yap-34")
 async def test_barge_in_after_the_same_id_was_finished_twice(serve: Serve) -> None:
     server = serve("--script", '{"final_latency_ms": 300, "latency_ms": 200}')
     async with yap(server) as client:
@@ -451,6 +537,7 @@ async def test_barge_in_after_the_same_id_was_finished_twice(serve: Serve) -> No
         await client.synchronise()
 
 
+@pytest.mark.spec("yap-34")
 async def test_many_barge_ins_leave_the_last_one(server: RunningServer) -> None:
     async with yap(server) as client:
         for n in range(50):
@@ -466,6 +553,7 @@ async def test_many_barge_ins_leave_the_last_one(server: RunningServer) -> None:
 # ---- the error catalogue
 
 
+@pytest.mark.spec("yap-15", "yap-17", "yap-18", "yap-19")
 async def test_bad_frames_are_answered_with_the_newest_valid_ids_and_change_nothing(server: RunningServer) -> None:
     good = {"type": "ping", "session_id": "s", "request_id": "r", "payload": {}}
     bad: list[str | bytes] = [
@@ -500,6 +588,7 @@ async def test_bad_frames_are_answered_with_the_newest_valid_ids_and_change_noth
         assert text_of(await client.receive_until("done")) == "in between"
 
 
+@pytest.mark.spec("yap-53")
 async def test_an_unknown_type_is_named(server: RunningServer) -> None:
     async with yap(server) as client:
         await client.send("input_audio_buffer.clear", "r8", "s8")
@@ -513,6 +602,7 @@ async def test_an_unknown_type_is_named(server: RunningServer) -> None:
 
 @pytest.mark.parametrize("payload", [{}, {"audio": None}, {"audio": 5}, {"audio": ""}, {"audio": " \n"}])
 @pytest.mark.parametrize("request_id", ["r1", "not-active"])
+@pytest.mark.spec("yap-52", "yap-54")
 async def test_missing_audio_comes_before_the_ids(
     server: RunningServer, payload: dict[str, Any], request_id: str
 ) -> None:
@@ -524,6 +614,7 @@ async def test_missing_audio_comes_before_the_ids(
             await client.start()
 
 
+@pytest.mark.spec("yap-52", "yap-55")
 async def test_without_an_active_request_audio_and_finish_are_refused(server: RunningServer) -> None:
     async with yap(server) as client:
         for after in ("connecting", "final commit"):
@@ -536,6 +627,7 @@ async def test_without_an_active_request_audio_and_finish_are_refused(server: Ru
             await client.say(sentence("done"))
 
 
+@pytest.mark.spec("yap-55")
 async def test_audio_behind_the_final_commit_is_refused_and_the_text_stands(serve: Serve) -> None:
     server = serve("--script", '{"final_latency_ms": 300}')
     async with yap(server) as client:
@@ -550,6 +642,7 @@ async def test_audio_behind_the_final_commit_is_refused_and_the_text_stands(serv
         assert text_of(frames) == "the end"
 
 
+@pytest.mark.spec("yap-52", "yap-56")
 async def test_another_id_than_the_active_one_is_a_mismatch(server: RunningServer) -> None:
     async with yap(server) as client:
         await client.start("right")
@@ -580,6 +673,7 @@ async def test_another_id_than_the_active_one_is_a_mismatch(server: RunningServe
         "umlauts",
     ],
 )
+@pytest.mark.spec("yap-57")
 async def test_bad_audio_is_skipped_and_the_utterance_goes_on(server: RunningServer, audio: str) -> None:
     async with yap(server) as client:
         await client.start()
@@ -596,6 +690,7 @@ async def test_bad_audio_is_skipped_and_the_utterance_goes_on(server: RunningSer
 
 
 @pytest.mark.parametrize("code", ["processing_error", "invalid_audio", "overloaded"])
+@pytest.mark.spec("yap-50")
 async def test_a_failing_engine_ends_the_utterance_with_its_code(serve: Serve, code: str) -> None:
     server = serve("--script", json.dumps({"faults": [{"at": 1.0, "code": code, "message": "it broke"}]}))
     async with yap(server) as client:
@@ -612,9 +707,24 @@ async def test_a_failing_engine_ends_the_utterance_with_its_code(serve: Serve, c
     await server.until_idle()
 
 
+@pytest.mark.spec("yap-79", "realtime-49")
+async def test_a_failing_engine_tells_nothing_of_its_machine(serve: Serve) -> None:
+    said = "cannot read /opt/models/x.safetensors for <Engine at 0x7f3a5c001d30>, 3/4 done, see https://example.org/a/b"
+    server = serve("--script", json.dumps({"faults": [{"at": 0.1, "message": said}]}))
+    public = "cannot read ... for <Engine at ...>, 3/4 done, see https://example.org/a/b"
+    async with yap(server) as envelope, realtime(server) as plain:
+        await envelope.start()
+        await plain.start()
+        for client in (envelope, plain):
+            await client.append(sentence("one"))
+        assert (await envelope.receive_until("error"))[-1]["payload"]["message"] == public
+        assert (await plain.receive_until("error"))[-1]["error"] == public
+
+
 # ---- frames beyond the ordinary
 
 
+@pytest.mark.spec("yap-20")
 async def test_a_frame_of_almost_16_mib_is_heard(server: RunningServer) -> None:
     words = [TimedWord("first", 0.5, 1.0), TimedWord("last", 380.0, 380.5)]
     pcm = speak(words, 390.0)  # 12.5 MB, 16.6 million characters
@@ -622,6 +732,7 @@ async def test_a_frame_of_almost_16_mib_is_heard(server: RunningServer) -> None:
         assert text_of(await client.say(pcm, chunk_bytes=len(pcm))) == "first last"
 
 
+@pytest.mark.spec("yap-20")
 async def test_a_frame_beyond_16_mib_closes_with_1009(server: RunningServer) -> None:
     async with yap(server) as client, yap(server) as neighbour:
         await client.start()
@@ -635,6 +746,7 @@ async def test_a_frame_beyond_16_mib_closes_with_1009(server: RunningServer) -> 
     await server.until_idle()
 
 
+@pytest.mark.spec("yap-21")
 async def test_text_that_is_no_utf8_closes_with_1007(server: RunningServer) -> None:
     async with yap(server) as client:
         await client.socket.send(b"\xff\xfe{}", text=True)
@@ -642,6 +754,7 @@ async def test_text_that_is_no_utf8_closes_with_1007(server: RunningServer) -> N
     await server.until_idle()
 
 
+@pytest.mark.spec("yap-20")
 async def test_a_frame_in_fragments_is_one(server: RunningServer) -> None:
     async with yap(server) as client:
         text = json.dumps({"type": "ping", "session_id": "s", "request_id": "r", "payload": {"x": "ü" * 100}})
@@ -649,6 +762,7 @@ async def test_a_frame_in_fragments_is_one(server: RunningServer) -> None:
         assert (await client.receive())["type"] == "pong"
 
 
+@pytest.mark.spec("yap-22")
 async def test_unusual_ids_come_back_as_they_are(server: RunningServer) -> None:
     async with yap(server) as client:
         for name in ("ü😀\u0000", "x" * 100_000, '"\\', "unknown"):
@@ -659,6 +773,7 @@ async def test_unusual_ids_come_back_as_they_are(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.spec("yap-12")
 async def test_a_client_that_vanishes_frees_slot_and_place(serve: Serve, finished: bool) -> None:
     server = serve("--script", '{"audio_rate": 1}')
     async with yap(server) as client:

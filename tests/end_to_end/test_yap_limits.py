@@ -32,6 +32,7 @@ async def close_of(client: Yap) -> tuple[float, int, str]:
 # ---- idle
 
 
+@pytest.mark.spec("yap-59")
 async def test_an_idle_connection_is_closed_with_4000(serve: Serve) -> None:
     server = serve("--idle-timeout-s", "0.5")
     async with yap(server, greeted=False) as client:
@@ -42,6 +43,7 @@ async def test_an_idle_connection_is_closed_with_4000(serve: Serve) -> None:
     await server.until_idle()
 
 
+@pytest.mark.spec("yap-59")
 async def test_the_reason_of_an_idle_close_can_be_set(serve: Serve) -> None:
     server = serve(environment={"WS_IDLE_TIMEOUT_S": "0.2", "WS_CLOSE_IDLE_REASON": "bye"})
     async with yap(server) as client:
@@ -49,6 +51,7 @@ async def test_the_reason_of_an_idle_close_can_be_set(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("frame", ['{"type":"ping","session_id":"s","request_id":"r"}', "not even JSON"])
+@pytest.mark.spec("yap-60")
 async def test_any_text_frame_begins_the_idle_time_anew(serve: Serve, frame: str) -> None:
     server = serve("--idle-timeout-s", "1.5")
     async with yap(server) as client:
@@ -63,6 +66,7 @@ async def test_any_text_frame_begins_the_idle_time_anew(serve: Serve, frame: str
     assert 1.4 <= at - sent <= 1.5 + LATE_SECONDS
 
 
+@pytest.mark.spec("yap-60")
 async def test_pings_of_the_websocket_itself_are_no_activity(serve: Serve) -> None:
     server = serve("--idle-timeout-s", "0.5")
     async with yap(server) as client:
@@ -78,6 +82,7 @@ async def test_pings_of_the_websocket_itself_are_no_activity(serve: Serve) -> No
     assert at - began <= 0.5 + LATE_SECONDS
 
 
+@pytest.mark.spec("yap-60", "yap-61")
 async def test_an_active_utterance_suspends_the_idle_close(serve: Serve) -> None:
     server = serve("--idle-timeout-s", "0.5")
     async with yap(server) as client:
@@ -93,6 +98,7 @@ async def test_an_active_utterance_suspends_the_idle_close(serve: Serve) -> None
     assert 0.4 <= at - done <= 0.5 + LATE_SECONDS
 
 
+@pytest.mark.spec("yap-61")
 async def test_after_a_cancel_the_idle_time_runs_again(serve: Serve) -> None:
     server = serve("--idle-timeout-s", "0.5")
     async with yap(server) as client:
@@ -105,6 +111,7 @@ async def test_after_a_cancel_the_idle_time_runs_again(serve: Serve) -> None:
 # ---- duration
 
 
+@pytest.mark.spec("yap-62")
 async def test_the_maximum_duration_closes_a_busy_connection_with_4003(serve: Serve) -> None:
     server = serve("--max-connection-duration-s", "0.8", "--idle-timeout-s", "off")
     async with yap(server, greeted=False) as client:
@@ -117,6 +124,7 @@ async def test_the_maximum_duration_closes_a_busy_connection_with_4003(serve: Se
     await server.until_idle()
 
 
+@pytest.mark.spec("yap-61", "yap-62")
 async def test_an_utterance_that_does_nothing_ends_with_the_maximum_duration(serve: Serve) -> None:
     server = serve("--max-connection-duration-s", "1", "--idle-timeout-s", "0.2")
     async with yap(server) as client:
@@ -125,6 +133,7 @@ async def test_an_utterance_that_does_nothing_ends_with_the_maximum_duration(ser
 
 
 @pytest.mark.parametrize("off", ["off", "0", "none", "null", "Disabled", "disable", " OFF ", "-1", "0.0"])
+@pytest.mark.spec("yap-63")
 async def test_limits_can_be_switched_off(serve: Serve, off: str) -> None:
     server = serve(environment={"WS_IDLE_TIMEOUT_S": off, "WS_MAX_CONNECTION_DURATION_S": off})
     async with yap(server) as client:
@@ -144,6 +153,7 @@ def dropped_seconds(frames: list[Frame]) -> list[float]:
     return [frame["payload"]["dropped_seconds"] for frame in frames if frame["type"] == "status"]
 
 
+@pytest.mark.spec("yap-65")
 async def test_a_lagging_engine_loses_the_oldest_audio_and_says_exactly_how_much(serve: Serve) -> None:
     # 8 s of audio are heard per second, more than 30 s come at once, and what has waited a second is dropped
     server = serve("--script", rate(8), "--max-backlog-seconds", "1", "--no-vad")
@@ -196,6 +206,7 @@ def gaps_between(words: list[TimedWord], heard: set[str], seconds: float) -> lis
     return gaps
 
 
+@pytest.mark.spec("yap-66")
 async def test_a_burst_that_the_engine_works_off_loses_nothing(serve: Serve) -> None:
     # more than 15 s in one burst, 60 s of audio heard per second: a third of a second of work, two may wait
     server = serve("--script", rate(60), "--max-backlog-seconds", "2", "--no-vad")
@@ -206,6 +217,7 @@ async def test_a_burst_that_the_engine_works_off_loses_nothing(serve: Serve) -> 
         assert text_of(await client.say(pcm)) == " ".join(texts)  # say() takes no status frame
 
 
+@pytest.mark.spec("yap-66")
 async def test_with_the_backlog_limit_off_a_lagging_engine_loses_nothing(serve: Serve) -> None:
     server = serve("--script", rate(20), "--max-backlog-seconds", "0", "--no-vad")
     texts = distinct_words(60, seed=5)
@@ -214,6 +226,7 @@ async def test_with_the_backlog_limit_off_a_lagging_engine_loses_nothing(serve: 
         assert text_of(await client.say(pcm)) == " ".join(texts)
 
 
+@pytest.mark.spec("yap-68")
 async def test_unlimited_switches_every_limit_off(serve: Serve) -> None:
     server = serve(
         *("--unlimited", "--idle-timeout-s", "0.2", "--max-connection-duration-s", "0.3"),
@@ -229,6 +242,7 @@ async def test_unlimited_switches_every_limit_off(serve: Serve) -> None:
 # ---- inbound queue
 
 
+@pytest.mark.spec("yap-64")
 async def test_a_full_inbound_queue_closes_with_1013(serve: Serve) -> None:
     server = serve(
         "--script", rate(0.1), "--max-backlog-seconds", "off", "--max-queued-seconds", "1", "--inbound-queue-max", "4"
@@ -248,6 +262,7 @@ async def test_a_full_inbound_queue_closes_with_1013(serve: Serve) -> None:
     await server.until_idle()
 
 
+@pytest.mark.spec("yap-36", "yap-42")
 async def test_end_overtakes_what_waits(serve: Serve) -> None:
     server = serve(
         "--script", rate(0.1), "--max-backlog-seconds", "off", "--max-queued-seconds", "1", "--inbound-queue-max", "4"
@@ -262,6 +277,7 @@ async def test_end_overtakes_what_waits(serve: Serve) -> None:
     await server.until_idle()
 
 
+@pytest.mark.spec("yap-36")
 async def test_frames_that_waited_are_taken_in_order(serve: Serve) -> None:
     server = serve("--script", rate(30), "--max-backlog-seconds", "off", "--max-queued-seconds", "1", "--no-vad")
     texts = distinct_words(20, seed=6)
@@ -280,6 +296,7 @@ async def test_frames_that_waited_are_taken_in_order(serve: Serve) -> None:
 # ---- clients that never read
 
 
+@pytest.mark.spec("yap-67")
 async def test_a_client_that_never_reads_is_sent_away_and_costs_little(serve: Serve) -> None:
     server = serve("--script", '{"slots": 4}', "--idle-timeout-s", "off")
     await server.until_idle()
@@ -299,6 +316,7 @@ async def test_a_client_that_never_reads_is_sent_away_and_costs_little(serve: Se
         deaf.socket.transport.abort()
 
 
+@pytest.mark.spec("yap-67")
 async def test_the_maximum_duration_frees_the_place_of_a_client_that_never_reads(serve: Serve) -> None:
     server = serve("--max-connection-duration-s", "1.5", "--idle-timeout-s", "off", "--script", '{"slots": 4}')
     async with yap(server) as deaf:

@@ -56,6 +56,10 @@ DEFAULTS_OF_THE_SPEC = {
     "VLLM_DTYPE": ("dtype", "auto"),
     "VLLM_GPU_MEMORY_UTILIZATION": ("gpu_memory_utilization", 0.92),
     "VLLM_MAX_MODEL_LEN": ("max_model_len", 1024),
+    "VOXTRAL_SERVED_MODEL_NAME": ("served_model_name", ""),
+    "VOXTRAL_TRANSCRIPTION_DELAY_MS": ("delay_ms", 480),  # the protocol's server had 400: docs/decisions.md
+    "VLLM_MAX_NUM_SEQS": ("max_num_seqs", 0),  # fitted to the GPU, as there when unset
+    "VLLM_ENFORCE_EAGER": ("enforce_eager", None),  # only on a CPU
     "VLLM_KV_CACHE_DTYPE": ("kv_cache_dtype", "auto"),
     "VLLM_CALCULATE_KV_SCALES": ("calculate_kv_scales", False),
     "VLLM_COMPILATION_CONFIG": ("compilation_config", '{"cudagraph_mode":"PIECEWISE"}'),
@@ -65,6 +69,7 @@ DEFAULTS_OF_THE_SPEC = {
 
 
 @pytest.mark.parametrize("variable", DEFAULTS_OF_THE_SPEC)
+@pytest.mark.spec("yap-74")
 def test_defaults_are_those_of_the_envelope_protocol(setting: Any, variable: str) -> None:
     field, default = DEFAULTS_OF_THE_SPEC[variable]
     assert environment_names(field) == [variable]
@@ -91,11 +96,13 @@ def test_without_a_model_directory_a_cpu_serves_nano_and_the_protocols_own_defau
     assert served("--model-dir=elsewhere") == Path("elsewhere")
 
 
+@pytest.mark.spec("yap-76")
 def test_a_flag_wins_over_the_environment(setting: Any) -> None:
     assert setting(SERVER_PORT="81").port == 81
     assert setting("--port", "82", SERVER_PORT="81").port == 82
 
 
+@pytest.mark.spec("yap-76")
 def test_an_empty_variable_is_not_set(setting: Any) -> None:
     settings = setting(**{environment_names(field)[0]: "" for field in Settings.model_fields})
     assert settings == Settings()
@@ -105,6 +112,7 @@ def test_an_empty_variable_is_not_set(setting: Any) -> None:
 @pytest.mark.parametrize(
     "word", ["0", "none", "null", "disabled", "disable", "off", "OFF", " Off ", "-1", "-0.5", "0.0"]
 )
+@pytest.mark.spec("yap-63")
 def test_words_that_switch_a_limit_off(setting: Any, field: str, word: str) -> None:
     assert getattr(setting(**{environment_names(field)[0]: word}), field) is None
     assert getattr(setting(f"--{field.replace('_', '-')}={word}"), field) is None
@@ -177,11 +185,16 @@ BAD = {
     "max_queued_seconds": ["0", "-1", "abc", "inf", "nan"],
     "park_seconds": ["0", "-1", "abc", "inf"],
     "unlimited": ["perhaps"],
+    "openai_max_file_mb": ["many", "1.5", "nan"],
+    "openai_max_audio_seconds": ["long", "nan", "inf"],
+    "openai_timeout_seconds": ["long", "nan", "inf"],
+    "openai_max_requests": ["all", "1.5"],
     "drain_seconds": ["-1", "abc", "inf", "nan"],
     "log_level": ["loud", "notset"],
     "log_format": ["xml"],
 }
 ANY_TEXT = {"host", "api_key", "api_keys", "model_id", "served_model_name", "script", "backends", "backend_api_key"}
+ANY_TEXT |= {"openai_aliases"}
 ANY_TEXT |= {"trusted_proxies"}  # names are looked up when the server is put together
 ANY_TEXT |= {"model_dir", "compilation_config"}  # read by the vllm engine, which complains itself
 ANY_TEXT |= {"chat_model_dir", "chat_model_id", "chat_url", "chat_api_key"}
@@ -193,6 +206,7 @@ def test_every_setting_is_either_text_or_in_the_table() -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in BAD.items() for value in values])
+@pytest.mark.spec("yap-75")
 def test_a_bad_setting_is_refused_with_its_name_and_value(setting: Any, field: str, value: str) -> None:
     [variable] = environment_names(field)
     with pytest.raises(ConfigError) as refused:
@@ -259,6 +273,7 @@ def server(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
         (["--port"], {}, "--port"),
     ],
 )
+@pytest.mark.spec("yap-75")
 def test_a_bad_setting_stops_the_start_with_status_2(flags: list[str], variables: dict[str, str], told: str) -> None:
     ended = server(*flags, **variables)
     assert ended.returncode == 2

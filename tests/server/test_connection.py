@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from server.connection import Connection, Surface
+from server.core.events import OpenSegment, TimedWord
 from server.core.limits import LifetimeLimits
 from server.core.session import SessionSettings
+from server.engines.base import EngineStream, Sink
 from server.engines.registry import Models
 from server.engines.scripted import ScriptedEngine, read_script
 from server.hearing import Resources
 from server.metrics import Metrics
-from server.protocols.base import Served
+from server.protocols.base import Dialect, Served
 from server.protocols.realtime import RealtimeDialect
+from server.protocols.yap import YapDialect
+from wire.pcm import encode_base64
+from wire.scripted import speak
 
 uvloop = pytest.importorskip("uvloop", reason=f"uvloop is not made for {sys.platform}")
 
@@ -26,10 +33,10 @@ FRAMES = 3
 class MemorySocket:
     """A client whose frames are all there at once, and that waits for the close."""
 
-    def __init__(self) -> None:
+    def __init__(self, *frames: str) -> None:
         self.sent: list[str] = []
         self.close_code: int | None = None
-        self._frames = ['{"type": "synchronise"}'] * FRAMES
+        self._frames = list(reversed(frames))
         self._closed = asyncio.Event()
 
     async def receive(self) -> str | None:
@@ -48,7 +55,7 @@ class MemorySocket:
 
 def test_a_deadline_that_has_come_already_is_armed_again_as_often_as_frames_come() -> None:
     """For a moment that is now or past uvloop gives a handle that does not know when it is due, unlike asyncio's own."""
-    socket = MemorySocket()
+    socket = MemorySocket(*['{"type": "synchronise"}'] * FRAMES)
 
     async def serve() -> None:
         engine = ScriptedEngine(read_script(""), 0.48)
@@ -66,3 +73,62 @@ def test_a_deadline_that_has_come_already_is_armed_again_as_often_as_frames_come
     codes = [frame.get("code") for frame in map(json.loads, socket.sent)]
     assert codes == [None, *["unknown_event"] * FRAMES]
     assert socket.close_code == 1000, "closed for idleness, not for a fault of ours"
+
+
+class Brittle(ScriptedEngine):
+    """Has a bug in it that the first stream meets."""
+
+    met = False
+
+    def open(self, segment: OpenSegment, sink: Sink) -> EngineStream:
+        if not self.met:
+            self.met = True
+            raise ZeroDivisionError("a bug")
+        return super().open(segment, sink)
+
+
+@pytest.mark.spec("yap-58", "realtime-40")
+@pytest.mark.parametrize("protocol", ["yap", "realtime"])
+def test_a_bug_of_ours_is_told_and_ends_one_connection_alone(protocol: str) -> None:
+    """It cannot be brought about from outside, so the shell runs an engine that has one."""
+    served = Served(["scripted"], [480], 480, timed_words=True, endpointing=False)
+    dialects: dict[str, Callable[[], Dialect]] = {
+        "yap": lambda: YapDialect(served),
+        "realtime": lambda: RealtimeDialect(served, 60.0),
+    }
+    surface = Surface(
+        protocol,
+        SessionSettings(default_delay_seconds=0.48, timed_words=True),
+        LifetimeLimits(idle_seconds=1.0),
+        None,
+        dialects[protocol],
+    )
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("session.update", {"model": "scripted"}),
+        ("input_audio_buffer.commit", {"final": False}),
+        ("input_audio_buffer.append", {"audio": encode_base64(speak([TimedWord("fine", 0.1, 0.4)], 0.5))}),
+        ("input_audio_buffer.commit", {"final": True}),
+    ]
+    frames = [
+        json.dumps({"type": kind, "session_id": "s", "request_id": "r", "payload": fields, **fields})
+        for kind, fields in bodies
+    ]
+    unlucky, lucky = MemorySocket(*frames), MemorySocket(*frames)
+
+    async def serve() -> None:
+        engine = Brittle(read_script(""), 0.48)
+        for socket in (unlucky, lucky):
+            await Connection(socket, surface, Resources(Models(engine), Metrics())).run()
+
+    uvloop.run(serve())
+    told = json.loads(unlucky.sent[-1])
+    assert told["type"] == "error"
+    if protocol == "yap":
+        assert (told["payload"]["code"], told["payload"]["details"]) == (
+            "internal_error",
+            {"reason_code": "internal_error"},
+        )
+    else:
+        assert told["code"] == "processing_error"
+    assert unlucky.close_code == 1011
+    assert "fine" in lucky.sent[-1] + lucky.sent[-2]

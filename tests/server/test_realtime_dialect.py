@@ -68,6 +68,7 @@ def test_every_final_commit_ends_exactly_one_utterance() -> None:
     assert kinds(dialect.receive(commit(final=True))) == [Finish]
 
 
+@pytest.mark.spec("realtime-44")
 def test_kept_audio_is_bounded_and_what_was_kept_stays() -> None:
     dialect = validated(seconds=1.0)
     assert dialect.receive(append(bytes(32_000))) == []
@@ -75,6 +76,7 @@ def test_kept_audio_is_bounded_and_what_was_kept_stays() -> None:
     assert len(audio(dialect.receive(commit()))) == 32_000
 
 
+@pytest.mark.spec("realtime-35")
 def test_an_event_of_more_samples_than_the_limit_is_invalid_audio() -> None:
     dialect = validated(seconds=1e6)
     assert codes(dialect.receive(append(bytes(2 * 25 * 1_048_576 + 2)))) == ["invalid_audio"]
@@ -134,6 +136,7 @@ def test_what_the_client_is_told() -> None:
     }
 
 
+@pytest.mark.spec("realtime-26")
 def test_a_frame_stays_below_the_receive_limit_of_common_clients() -> None:
     words = tuple(TimedWord("internationalisation", n * 0.4, n * 0.4 + 0.333) for n in range(40_000))
     for count in (11_999, 40_000):
@@ -147,6 +150,7 @@ def test_nothing_overtakes() -> None:
     assert validated().urgent(commit()) is None
 
 
+@pytest.mark.spec("realtime-40")
 def test_a_crash_is_told_before_the_close() -> None:
     steps = validated().crashed()
     assert codes(steps) == ["processing_error"]
@@ -157,6 +161,7 @@ ACTIONS = st.sampled_from(["start", "finish", "append", "update", "garbage"])
 
 
 @given(st.lists(ACTIONS, max_size=40))
+@pytest.mark.spec("realtime-18")
 def test_no_byte_is_lost_doubled_or_refused_in_any_order(actions: list[str]) -> None:
     dialect = validated()
     session = Session(SessionSettings(default_delay_seconds=0.48, timed_words=True))

@@ -22,6 +22,7 @@ from server.core.events import (
     Started,
     StreamOptions,
     Tentative,
+    TimedWord,
     Token,
     Usage,
 )
@@ -68,6 +69,7 @@ def test_a_start_an_append_and_a_finish_are_commands() -> None:
     assert dialect.receive(finish()) == [Finish()]
 
 
+@pytest.mark.spec("yap-34")
 def test_the_next_start_cancels_what_is_active_or_in_flight() -> None:
     dialect = YapDialect(SERVED)
     dialect.receive(start("one"))
@@ -130,12 +132,23 @@ def test_after_a_failure_the_request_is_no_longer_active() -> None:
     assert reasons(dialect.receive(finish())) == ["no_active_request"]
 
 
+@pytest.mark.spec("yap-28")
 def test_an_end_by_silence_leaves_the_request_active() -> None:
     dialect = YapDialect(SERVED)
     dialect.receive(start(vad="auto"))
     kinds = [answer["type"] for answer in said(dialect.tell(final("r", "one", ended_by="silence")))]
     assert kinds == ["final", "done"]
     assert dialect.receive(finish()) == [Finish()]
+
+
+@pytest.mark.spec("yap-49")
+@pytest.mark.parametrize("count", [12_000, 12_001])
+def test_words_are_left_out_where_there_are_too_many(count: int) -> None:
+    dialect = YapDialect(SERVED)
+    dialect.receive(start())
+    words = tuple(TimedWord("word", n * 0.4, n * 0.4 + 0.3) for n in range(count))
+    shown, _ = said(dialect.tell(Final("r", "word " * count, words, Usage(), 0.48, 0.4 * count, "client")))
+    assert ("words" in shown["payload"]) is (count <= 12_000)
 
 
 def test_what_the_client_does_not_see() -> None:
@@ -188,6 +201,7 @@ def test_only_what_may_overtake_is_urgent() -> None:
 
 
 @pytest.mark.parametrize("garbage", ["garbage", b"\0", frame("ping", "late", "late-session")])
+@pytest.mark.spec("yap-64")
 def test_an_overflow_carries_the_ids_of_the_frame_that_did_not_fit(garbage: str | bytes) -> None:
     dialect = YapDialect(SERVED)
     dialect.receive(start("r"))
@@ -200,6 +214,7 @@ def test_an_overflow_carries_the_ids_of_the_frame_that_did_not_fit(garbage: str 
     assert close == Close(1013)
 
 
+@pytest.mark.spec("yap-58")
 def test_a_crash_is_an_internal_error() -> None:
     error, close = YapDialect(SERVED).crashed()
     [told] = said([error])
@@ -211,6 +226,7 @@ def test_a_crash_is_an_internal_error() -> None:
 
 
 @pytest.mark.parametrize("message", ["short", "ü" * 100, "x" * 122 + "😀"])
+@pytest.mark.spec("yap-09")
 def test_the_reason_of_a_rejection_fits_a_close_frame(message: str) -> None:
     reply, close = rejection("server_at_capacity", message)
     assert said([reply])[0]["payload"]["message"] == message

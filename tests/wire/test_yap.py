@@ -63,6 +63,7 @@ def verdict(frame: str) -> str:
         (b"\x00\x01", "binary"),
     ],
 )
+@pytest.mark.spec("yap-17")
 def test_a_bad_frame_is_an_invalid_message_that_names_the_rule(frame: str | bytes, names: str) -> None:
     error = refusal(frame)
     assert error.reason == "invalid_message"
@@ -70,11 +71,13 @@ def test_a_bad_frame_is_an_invalid_message_that_names_the_rule(frame: str | byte
 
 
 @pytest.mark.parametrize("payload", [{}, {"payload": None}])
+@pytest.mark.spec("yap-16")
 def test_a_missing_or_null_payload_is_empty(payload: dict[str, Any]) -> None:
     frame = json.dumps({"type": "cancel", "session_id": "s", "request_id": "r", **payload})
     assert yap.decode_envelope(frame) == yap.Envelope("cancel", "s", "r", {})
 
 
+@pytest.mark.spec("yap-15")
 def test_type_and_ids_are_trimmed() -> None:
     frame = json.dumps({"type": " ping\n", "session_id": "\ts ", "request_id": " r r ", "payload": {}})
     assert yap.decode_envelope(frame) == yap.Envelope("ping", "s", "r r", {})
@@ -84,11 +87,13 @@ def test_type_and_ids_are_trimmed() -> None:
     ("final", "means"),
     [(True, True), (False, False), ("false", True), ("", False), (1, True), (0, False), (None, False), ([], False)],
 )
+@pytest.mark.spec("yap-30")
 def test_final_is_judged_by_truthiness(final: Any, means: bool) -> None:
     frame = json.dumps(GOOD | {"type": "input_audio_buffer.commit", "payload": {"final": final}})
     assert yap.client_message(yap.decode_envelope(frame)) == yap.Commit(means)
 
 
+@pytest.mark.spec("yap-30")
 def test_commit_without_final_starts() -> None:
     frame = json.dumps(GOOD | {"type": "input_audio_buffer.commit"})
     assert yap.client_message(yap.decode_envelope(frame)) == yap.Commit(False)

@@ -162,6 +162,7 @@ def test_an_engine_failure_ends_the_utterance_without_a_final_and_the_next_one_g
     assert bench.do(SegmentDone(1))[-1] == Final("b", "", (), Usage(), 0.48, 0.1, "client")
 
 
+@pytest.mark.spec("yap-80")
 def test_a_segment_that_never_finishes_fails_its_utterance_in_bounded_time() -> None:
     bench = Bench()
     bench.do(Start("a"), audio(0.1), Finish())
