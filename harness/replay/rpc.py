@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from time import perf_counter_ns
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +27,9 @@ from wire.errors import WireError
 
 LARGEST_MESSAGE_BYTES = 32 * 1024 * 1024
 BUSY = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+BUSY_NAMES = tuple(code.name for code in BUSY)
+FAILED_WRITE = "Internal error from Core"
+STATUS_SECONDS = 1.0  # for the server's status to come in behind a message that failed because of it
 KEY = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # channels of one process would share a connection
@@ -45,12 +48,15 @@ class RpcConnection:
         self._waiting: deque[bytes] = deque()
         self._wake = asyncio.Event()
         self._finished = self._over = False
+        self._status: Status | None = None
+        self._status_told = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     def begin(self, path: str, headers: Mapping[str, str]) -> None:
         """Open the stream; nothing is sent before the first message."""
         method: Any = self._channel.stream_stream(path)  # without serialisers: bytes as they are
         self._call = method(metadata=tuple((name.lower(), value) for name, value in headers.items()))
+        self._call.add_done_callback(self._ended)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._send()), loop.create_task(self._receive())]
 
@@ -131,9 +137,31 @@ class RpcConnection:
             self.listener.closed("cancelled", t_ns)
             return
         self._over = True
-        code, details = await self._call.code(), await self._call.details()
-        self.listener.received(Status(code.name, details or ""), t_ns)
-        self.listener.closed(f"{code.name} {details or ''}".strip(), t_ns, refused=code in BUSY)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STATUS_SECONDS):
+                await self._status_told.wait()
+        status = self._status or Status("INTERNAL", FAILED_WRITE)
+        self.listener.received(status, t_ns)
+        self.listener.closed(f"{status.code} {status.details}".strip(), t_ns, refused=status.code in BUSY_NAMES)
+
+    def _ended(self, call: Any) -> None:
+        """Keep the server's own status. The library puts another in its place where a message of ours fails because the stream has
+        ended (grpc issue 36066, open as of 1.85), so it is read at the moment it is told; nothing in these two coroutines waits then.
+        """
+        code, details = _at_once(call.code()), _at_once(call.details())
+        if code is not None and details != FAILED_WRITE and self._status is None:
+            self._status = Status(code.name, details or "")
+            self._status_told.set()
+
+
+def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that has nothing to wait for; ``None`` where it has."""
+    try:
+        coroutine.send(None)
+    except StopIteration as returned:
+        return returned.value
+    coroutine.close()
+    return None
 
 
 class Rpc:
