@@ -3,7 +3,7 @@
 from harness.drivers.base import Driver, DriverError
 from harness.drivers.deepgram import DeepgramDriver
 from harness.drivers.mistral import MistralDriver
-from harness.drivers.openai import OpenAIDriver
+from harness.drivers.openai import OpenAIDriver, OpenAIRealtimeDriver
 from harness.drivers.openai_files import OpenAIFilesDriver
 from harness.drivers.plugins import Offer, offers, pick
 from harness.drivers.realtime import RealtimeDriver
@@ -21,6 +21,7 @@ DRIVERS: dict[str, Driver] = {
         SessionsDriver(),
         RestDriver(),
         RestStreamDriver(),
+        OpenAIRealtimeDriver(),
         OpenAIFilesDriver(),
         GrpcDriver(),
         VllmDriver(),
