@@ -41,6 +41,7 @@ class RestDriver(Driver):
     whole = True
     announces_ready = False
     takes_several = True
+    server_options = ("--unlimited",)  # fifty recordings a minute are no load
     options: ClassVar[Mapping[str, str]] = {
         "language": _LANGUAGE,
         "temperature": "0 to 2, the model's freedom; 0 unless given",
@@ -91,6 +92,7 @@ class RestStreamDriver(Driver):
     marks_last = True
     packet_ms = 1000
     largest_packet_bytes = 10_000_000
+    server_options = ("--unlimited",)
     options: ClassVar[Mapping[str, str]] = {"language": _LANGUAGE}
 
     def check(self, request: Request) -> None:

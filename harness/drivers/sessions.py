@@ -32,21 +32,24 @@ REFUSALS = frozenset({"RATE_LIMITED", "CONNECTION_FAILED"})
 
 
 class SessionsDriver(Driver):
-    """The protocol has neither partial texts nor an end of audio; this project's server adds both, asked for by control messages.
+    """The protocol has neither partial texts nor an end of audio; this project's server adds both, asked for by control messages. Its own
+    silence detection is off then, so that an utterance is one whatever pauses it has.
 
-    With ``end=silence`` nothing of that is needed: the server's own silence detection ends the utterance, and the transcript is whole
-    when no further piece came for a while.
+    With ``end=silence`` nothing of that is needed: the server's silence detection ends the utterance, and the transcript is whole when no
+    further piece came for a while.
     """
 
     name = "sessions"
     path = "/session/create"
     title = "this project's server, sessions with raw audio"
     takes_several = True
+    server_options = ("--unlimited",)  # five sessions a minute are no load
     silence = "a server that knows no end message wants --driver-option end=silence"
     options: ClassVar[Mapping[str, str]] = {
         "end": f"{' or '.join(ENDS)}: how an utterance ends; the default is control, an addition of this project's server",
         "silence_ms": f"silence that is sent behind the utterance, with end=silence; the default is {DEFAULT_SILENCE_MS}",
-        "partials": "true or false: whether to ask for text before the utterance ends; the default is true",
+        "partials": "true or false: whether to ask for text before the utterance ends; the default is true, with end=silence false",
+        "language": "code of the audio's language; an addition of this project's server too",
     }
 
     def check(self, request: Request) -> None:
@@ -72,9 +75,7 @@ class SessionsDriver(Driver):
         return Way(session.websocket_url, bye=Ask(f"/session/{session.session_id}", method="DELETE"))
 
     def hello(self, request: Request) -> Sequence[Frame]:
-        asked: dict[str, Any] = {} if request.delay_ms is None else {"delay_ms": request.delay_ms}
-        if request.options.get("partials", "true") == "true":
-            asked["partials"] = True
+        asked = _additions(request)
         return [_control("configure", **asked)] if asked else []
 
     def audio(self, utterance: str, pcm: bytes) -> Frame:  # noqa: ARG002
@@ -86,8 +87,19 @@ class SessionsDriver(Driver):
     def trailing_silence_seconds(self, request: Request) -> float:
         return _silence_ms(request) / 1000 if request.options.get("end") == "silence" else 0.0
 
-    def listen(self, request: Request) -> Listener:  # noqa: ARG002
-        return _Utterance().heard
+    def listen(self, request: Request) -> Listener:
+        return _Utterance(configured=bool(_additions(request))).heard
+
+
+def _additions(request: Request) -> dict[str, Any]:
+    """What is asked of the server beyond the protocol."""
+    by_silence = request.options.get("end") == "silence"
+    asked: dict[str, Any] = {} if request.delay_ms is None else {"delay_ms": request.delay_ms}
+    if request.options.get("partials", "false" if by_silence else "true") == "true":
+        asked["partials"] = True
+    if "language" in request.options:
+        asked["language"] = request.options["language"]
+    return asked if by_silence else asked | {"vad": "off"}
 
 
 def _silence_ms(request: Request) -> int:
@@ -120,6 +132,7 @@ class _Partial(_Text):
 
 class _Control(msgspec.Struct):
     control_type: str = ""
+    delay_ms: int | None = None
 
 
 class _Error(msgspec.Struct):
@@ -139,7 +152,9 @@ _KINDS: Mapping[str, type[_Status | _Text | _Control | _Error]] = {
 class _Utterance:
     """What was said of one utterance of ours; the server may cut it into several at its pauses."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, configured: bool) -> None:
+        """``configured``: whether the server is to say that it has taken what it was asked for."""
+        self._configured = configured
         self._pieces: list[str] = []
         self._growing = Growing()
 
@@ -150,7 +165,9 @@ class _Utterance:
             return [Fault("unreadable_frame", error.message)]
         match message:
             case _Status("connected"):
-                return [Ready()]
+                return [] if self._configured else [Ready()]
+            case _Control("configured", delay_ms):
+                return [Ready(delay_ms)]
             case _Partial(text):
                 return self._show([*self._pieces, text.strip()])
             case _Text(text):

@@ -44,8 +44,10 @@ class GrpcDriver(Driver):
     transport = Transport.GRPC
     path = f"{SERVICE}/StreamingRecognize"
     title = "this project's server, gRPC streaming"
+    settable_delay = False
     announces_ready = False
     describes_itself = False
+    server_options = ("--surfaces=grpc", "--grpc-port=0", "--unlimited")
     options: ClassVar[Mapping[str, str]] = {
         "vad_threshold": "probability of speech above which audio is heard, 0 to 1; the default is 0, which hears everything",
         "vad_silence": "seconds of silence that end an utterance of the server's; the server's unless given",
@@ -66,7 +68,8 @@ class GrpcDriver(Driver):
         key = headers.get("Authorization", "").removeprefix("Bearer ")
         attributes |= {"api_key": key} if key else {}
         attributes |= {} if request.model is None else {"model_id": request.model}
-        attributes |= {} if request.delay_ms is None else {"delay_ms": str(request.delay_ms)}
+        if _number(request, "vad_threshold", 1.0):
+            attributes["emit_final_on_vad"] = "true"  # else an utterance that silence ended looks like a partial text
         asked = stt_pb2.SessionRequest(
             session_id=stream,
             attributes=attributes,
@@ -86,8 +89,7 @@ class GrpcDriver(Driver):
             raise WireError("no_session", f"the server's answer to CreateSession cannot be read: {error}") from None
         if session.token_required:
             raise WireError("token", "the server wants a token with every chunk, which this driver does not ask for")
-        delay_ms = session.attributes.get("delay_ms", "")
-        return Way(headers={"session-id": stream}, delay_ms=int(delay_ms) if delay_ms.isdecimal() else None)
+        return Way(headers={"session-id": stream})
 
     def audio(self, utterance: str, pcm: bytes) -> Frame:  # noqa: ARG002
         return stt_pb2.AudioChunk(pcm16=pcm, sample_rate=self.sample_rate).SerializeToString()

@@ -238,7 +238,7 @@ def sessions(state: Surface) -> FastAPI:
             )
         )
         await say("heartbeat")
-        ear, taken, told, partials = Ear(16_000), 0, 0, False
+        ear, taken, told, partials, silence = Ear(16_000), 0, 0, False, True
 
         async def end() -> None:
             nonlocal taken, told
@@ -258,7 +258,7 @@ def sessions(state: Surface) -> FastAPI:
                 if message.get("bytes"):
                     ear.hear(message["bytes"])
                     unanswered = ear.words[taken:]
-                    if unanswered and ear.sounding is None and ear.seconds - unanswered[-1].end >= 1.0:
+                    if silence and unanswered and ear.sounding is None and ear.seconds - unanswered[-1].end >= 1.0:
                         await end()
                     elif partials and len(ear.words) > told:
                         told = len(ear.words)
@@ -268,7 +268,8 @@ def sessions(state: Surface) -> FastAPI:
                 state.seen.append(asked)
                 match asked:
                     case {"type": "control", "control_type": "configure"} if additions:
-                        partials = asked.get("partials", False)
+                        partials, silence = asked.get("partials", False), asked.get("vad") != "off"
+                        await say("control", control_type="configured", delay_ms=asked.get("delay_ms", 480))
                     case {"type": "control", "control_type": "end"} if additions:
                         state.arrived_ns.append(perf_counter_ns())
                         await end()

@@ -311,10 +311,25 @@ def test_a_refusal_in_an_unknown_shape_is_quoted() -> None:
 
 async def test_a_session_is_created_asked_for_partials_and_deleted() -> None:
     async with surface("sessions") as server:
-        await run("sessions", server, delay_ms=480, utterances=corpus()[:1], cell=Cell(warm_up=0, speed=SPEED))
+        replayed = await run(
+            "sessions",
+            server,
+            {"language": "en"},
+            delay_ms=960,
+            utterances=corpus()[:1],
+            cell=Cell(warm_up=0, speed=SPEED),
+        )
+    assert [record.delay_ms_in_force for record in replayed.records] == [960]
     assert server.seen == [
         {"authorization": f"Bearer {KEY}"},
-        {"type": "control", "control_type": "configure", "delay_ms": 480, "partials": True},
+        {
+            "type": "control",
+            "control_type": "configure",
+            "delay_ms": 960,
+            "partials": True,
+            "language": "en",
+            "vad": "off",
+        },
         {"type": "control", "control_type": "end"},
     ]
     assert server.sessions == {"s-1": False}
@@ -322,7 +337,7 @@ async def test_a_session_is_created_asked_for_partials_and_deleted() -> None:
 
 async def test_without_additions_silence_ends_the_utterance() -> None:
     async with surface("sessions", additions=False) as server:
-        replayed = await run("sessions", server, {"end": "silence", "partials": "false"})
+        replayed = await run("sessions", server, {"end": "silence"})
     assert outcomes(replayed) == [(Outcome.OK, None)] * len(TEXTS)
     assert [record.hypothesis for record in replayed.records] == list(TEXTS)
     for record in replayed.records:
@@ -351,7 +366,7 @@ async def test_pieces_that_silence_cut_make_one_transcript() -> None:
 async def test_a_server_that_knows_no_end_message_is_told_apart() -> None:
     async with surface("sessions", additions=False) as server:
         where = destination("sessions", server)
-        patience = Patience(connect_seconds=5, ready_seconds=5, final_seconds=0.2, close_seconds=1)
+        patience = Patience(connect_seconds=5, ready_seconds=0.2, final_seconds=0.2, close_seconds=1)
         replayed = await replay(corpus()[1:2], where, Cell(warm_up=0, speed=20.0), sound, patience=patience)
     (record,) = replayed.records
     assert record.outcome is Outcome.FAILED
@@ -405,11 +420,19 @@ async def test_a_chunk_that_fails_fails_the_stream_by_its_number() -> None:
 async def test_a_grpc_session_asks_for_what_the_run_asks_for() -> None:
     async with surface("grpc") as server:
         options = {"language": "de", "decode_profile": "accurate"}
-        await run("grpc", server, options, delay_ms=480, utterances=corpus()[:1], cell=Cell(warm_up=0, speed=SPEED))
+        await run("grpc", server, options, utterances=corpus()[:1], cell=Cell(warm_up=0, speed=SPEED))
     (asked,) = server.seen
     (name,) = server.sessions
-    assert asked.pop("attributes") == {"session_id": name, "api_key": KEY, "model_id": "a-model", "delay_ms": "480"}
+    assert asked.pop("attributes") == {"session_id": name, "api_key": KEY, "model_id": "a-model"}
     assert asked == {"override": 0.0, "language": "de", "profile": 2, "authorization": f"Bearer {KEY}"}
+
+
+async def test_with_voice_detection_a_grpc_session_asks_for_a_final_of_each_utterance() -> None:
+    async with surface("grpc") as server:
+        await run("grpc", server, {"vad_threshold": "0.5"}, utterances=corpus()[:1], cell=Cell(warm_up=0, speed=SPEED))
+    (asked,) = server.seen
+    assert asked["override"] == 0.5
+    assert asked["attributes"]["emit_final_on_vad"] == "true"
 
 
 async def test_the_part_of_a_grpc_result_that_stands_is_appended_and_the_rest_is_tentative() -> None:
