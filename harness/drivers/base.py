@@ -279,11 +279,12 @@ _SCHEMES: Mapping[Transport, Mapping[str, str]] = {
     Transport.HTTP: {"http": "http", "https": "https", "ws": "http", "wss": "https"},
     Transport.GRPC: {"grpc": "grpc", "grpcs": "grpcs"},
 }
-_EXAMPLES: Mapping[Transport, str] = {
-    Transport.WEBSOCKET: "ws:// or wss:// URL with a host, e.g. ws://127.0.0.1:8000",
-    Transport.HTTP: "http:// or https:// URL with a host, e.g. http://127.0.0.1:8000",
-    Transport.GRPC: "grpc:// or grpcs:// URL with a host and a port, e.g. grpc://127.0.0.1:50051",
+EXAMPLES: Mapping[Transport, str] = {
+    Transport.WEBSOCKET: "ws://127.0.0.1:8000",
+    Transport.HTTP: "http://127.0.0.1:8000",
+    Transport.GRPC: "grpc://127.0.0.1:50051",
 }
+"""Targets, as people may write them."""
 
 
 def address(
@@ -307,7 +308,9 @@ def address(
     except ValueError:
         usable = False
     if not usable:
-        raise ValueError(f"target {target!r} is not a {_EXAMPLES[driver.transport]}")
+        kinds = " or ".join(f"{kind}://" for kind in dict.fromkeys(schemes.values()))
+        what = "a host and a port" if driver.transport is Transport.GRPC else "a host"
+        raise ValueError(f"target {target!r} is not a {kinds} URL with {what}, e.g. {EXAMPLES[driver.transport]}")
     asked = {} if request is None else driver.query(request)
     parameters, headers = driver.credentials(api_key) if api_key else ({}, {})
     named = [pair for pair in parse_qsl(parts.query) if pair[0] not in parameters]

@@ -130,7 +130,7 @@ class _Transcript:
             case str():
                 return self._event(frame)
             case _:
-                return []
+                return [Fault("unreadable_answer", "the server sent what is neither an answer nor an event")]
 
     def _whole(self, body: bytes) -> Sequence[Said]:
         try:

@@ -66,7 +66,7 @@ class RestDriver(Driver):
 
     def _read(self, answer: Frame | Answer | Status) -> Sequence[Said]:
         if not isinstance(answer, Answer):
-            return []
+            return [Fault("unreadable_answer", "the server sent events where one answer is expected")]
         if answer.status != 200:
             return [refusal(answer, self.key_variable)]
         try:
@@ -143,7 +143,7 @@ class _Chunks:
             code = chunk.error.code
             return [Fault(code, which + chunk.error.message, refused=code == "RATE_LIMIT_EXCEEDED")]
         if chunk.transcription is None:
-            return []
+            return [Fault("unreadable_frame", "the server sent a frame that is neither text nor an error")]
         self._texts.append(chunk.transcription.strip())
         text = joined(self._texts)
         said = self._growing.show(text, text)

@@ -131,7 +131,7 @@ class _Results:
             case Status(code, details):
                 return [Fault(code, details or "no reason given", refused=details.startswith(REFUSALS))]
             case _:
-                return []
+                return [Fault("unreadable_frame", "the server sent what is neither a result nor a status")]
 
     def _result(self, result: stt_pb2.STTResult) -> Sequence[Said]:
         if result.is_final:
