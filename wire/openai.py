@@ -213,7 +213,7 @@ def _text(given: Any, param: str) -> str | None:
 def _delay(given: Any, param: str) -> int | None:
     if given is None:
         return None
-    if given not in DELAYS_MS:
+    if not isinstance(given, str) or given not in DELAYS_MS:
         raise EventError("invalid_value", f"{given!r:.50} is not one of {', '.join(DELAYS_MS)}", param)
     return DELAYS_MS[given]
 
