@@ -119,7 +119,9 @@ def capacity(
         bounds = Bounds(min(start, most), most, step, repeats, soak_seconds is not None)
     except ValueError as error:
         raise measuring.CapacityError(str(error)) from None
-    search = measuring.Search(plan, limits.parse(slo or [], delay), bounds, seconds, soak_seconds)
+    search = measuring.Search(
+        plan, limits.parse(slo or [], delay, whole=plan.driver.whole), bounds, seconds, soak_seconds
+    )
     corpus = _corpus(dataset or bench.default_dataset(plan), idle_seconds)
     folder = out or SEARCHES / _name(search, corpus)
     terminal.say(

@@ -124,6 +124,11 @@ class Exchange:
         self._is_ready: asyncio.Future[None] = loop.create_future()
         self._is_over: asyncio.Future[None] = loop.create_future()
 
+    @property
+    def streams(self) -> bool:
+        """Whether text can come before the audio has ended."""
+        return not self._destination.driver.whole
+
     # ---- the way in and out ----
 
     async def _open_with_retries(self, retries: Retries, seed: int, index: int) -> bool:
