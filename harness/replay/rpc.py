@@ -102,6 +102,8 @@ class RpcConnection:
             _, waiting = await asyncio.wait(self._tasks, timeout=seconds)
             for task in waiting:
                 task.cancel()
+        # The library keeps a connection as long as anybody holds a call on it, and streams are kept for their records.
+        self._call, self._tasks = None, []
         await self._channel.close()
 
     # ---- inside ----

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 
 from harness.corpus import Utterance
@@ -18,8 +19,10 @@ from harness.drivers.recordings import refusal, wav
 from harness.latency import measure
 from harness.replay import Cell, Replayed, ReplayError, replay
 from harness.replay.carrying import Destination
-from harness.replay.exchange import Patience, Retries
+from harness.replay.exchange import Patience, Progress, Retries
 from harness.replay.http import Events
+from harness.replay.stream import Prepared, Stream
+from harness.replay.timetable import Timetable
 from harness.timeline import Kind, Outcome, StreamRecord
 from tests.harness.surfaces import KEY, Surface, chunks, over_grpc, over_http, pcm_of, recordings, sessions
 from tests.harness.tones import sing, words_of
@@ -466,6 +469,20 @@ async def test_packets_of_a_grpc_stream_leave_no_earlier_than_they_are_due() -> 
         assert sum(1 for _ in record.of(Kind.END_OF_AUDIO)) == 1
         assert due_seconds(record, Kind.PACKET)[-1] == pytest.approx(record.audio_seconds, abs=0.001)
         assert all(packet.due_ns is not None and packet.t_ns >= packet.due_ns for packet in packets)
+
+
+async def test_connections_of_streams_that_are_over_are_closed_whoever_still_holds_the_streams() -> None:
+    process = psutil.Process()
+    async with surface("grpc") as server:
+        request = ask()
+        where = destination("grpc", server, request)
+        prepared = Prepared(corpus()[1], sound(corpus()[1]), where, 80, float("inf"))
+        streams = [Stream(number, 0, prepared, where, QUICK, Progress()) for number in range(5)]
+        await asyncio.gather(*(stream.run(Timetable()) for stream in streams))
+        assert [stream.outcome for stream in streams] == [Outcome.OK] * 5
+        async with asyncio.timeout(10):
+            while any(one.raddr and one.raddr.port == server.port for one in process.net_connections()):
+                await asyncio.sleep(0.01)  # the library closes them in threads of its own
 
 
 async def test_an_unpaced_grpc_stream_is_whole() -> None:
