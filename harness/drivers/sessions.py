@@ -168,18 +168,15 @@ class _Utterance:
                 return [] if self._configured else [Ready()]
             case _Control("configured", delay_ms):
                 return [Ready(delay_ms)]
-            case _Partial(text):
-                return self._show([*self._pieces, text.strip()])
+            case _Partial(text):  # it may take words back, and does not say which of them stand
+                return self._growing.show(joined(self._pieces), joined([*self._pieces, text.strip()]))
             case _Text(text):
                 self._pieces.append(text.strip())
-                return [*self._show(self._pieces), Pause(joined(self._pieces))]
+                whole = joined(self._pieces)
+                return [*self._growing.show(whole, whole), Pause(whole)]
             case _Control("ended"):
                 return [Done()] if self._pieces else [Final(""), Done()]  # there was no speech
             case _Error(text, code):
                 return [Fault(code, text, refused=code in REFUSALS)]
             case _:
                 return []
-
-    def _show(self, pieces: Sequence[str]) -> Sequence[Said]:
-        text = joined(pieces)
-        return self._growing.show(text, text)
