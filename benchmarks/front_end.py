@@ -1,6 +1,6 @@
 """How many paced streams the server's front end carries, and what they cost the generator: scripted audio, a scripted engine.
 
-    python benchmarks/front_end.py [--streams 100,250,500] [--seconds 20] [--protocol yap,realtime]
+    python benchmarks/front_end.py [--streams 100,250,500] [--seconds 20] [--protocol yap,realtime] [-- --unlimited]
 
 Event delay: arrival of a word's text less the moment at which the packet was *due* whose audio made the word due. It holds everything
 between: lateness of the sender, both sockets, the server's parsing, session and engine loop, and the arrival in the harness.
@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness.corpus import Utterance
 from harness.drivers import DRIVERS
-from harness.drivers.base import Request, address
+from harness.drivers.base import Request, Transport, address
 from harness.launch import Server, ServerError, start
 from harness.replay import Cell, Replayed, replay
+from harness.replay.carrying import Destination
 from harness.replay.loop import new_event_loop
-from harness.replay.stream import Destination
 from harness.timeline import Kind, Outcome, StreamRecord
 from wire.scripted import speak
 from wire.words import TimedWord
@@ -85,6 +85,8 @@ def event_delays_ms(record: StreamRecord, delay_ms: int) -> tuple[list[float], i
             continue
         packet = packets[min(bisect_left(heard, words[texts[-1]].end + delay_ms / 1000 - 1e-6), len(packets) - 1)]
         delays.append((entry.t_ns - (packet.due_ns or 0)) / 1e6)
+    if not seen:  # the text came in one piece
+        seen = len(record.hypothesis.split())
     return delays, len(words) - seen
 
 
@@ -96,8 +98,12 @@ def cpu_seconds(process: psutil.Process) -> float:
 def measure(server: Server, protocol: str, streams: int, seconds: float, packet_ms: int) -> Result:
     """Replay one stream per lane at once and sum up."""
     driver = DRIVERS[protocol]
-    url, headers = address(driver, server.url, server.api_key)
-    destination = Destination(driver, url, headers, Request(server.announcement.model, DELAY_MS))
+    target = server.grpc_url if driver.transport is Transport.GRPC else server.url
+    if target is None:
+        raise ServerError("grpc needs '-- --surfaces=grpc --grpc-port=0' behind the other options")
+    url, headers = address(driver, target, server.api_key)
+    delay_ms = DELAY_MS if driver.settable_delay else None
+    destination = Destination(driver, url, headers, Request(server.announcement.model, delay_ms))
     utterances = corpus(DIFFERENT_UTTERANCES, seconds)
     audio = {utterance.id: speak(utterance.words or (), seconds) for utterance in utterances}
     chosen = [utterances[index % len(utterances)] for index in range(streams)]
@@ -191,7 +197,10 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            with start(["--engine", "scripted", *options.server_options], Path(folder) / "server.log") as server:
+            with start(
+                ["--engine", "scripted", "--delay-ms", str(DELAY_MS), *options.server_options],
+                Path(folder) / "server.log",
+            ) as server:
                 if not options.json:
                     print("".join(f"{heading:>12}" for heading in HEADINGS))
                 for protocol in options.protocol.split(","):

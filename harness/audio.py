@@ -89,6 +89,22 @@ def resample(pcm: bytes, rate: int) -> bytes:
     return whole
 
 
+class Resampler:
+    """PCM16 from one rate to another as it comes, what soxr keeps back at first included in what it gives at the end."""
+
+    def __init__(self, from_rate: int, to_rate: int) -> None:
+        self._stream = (
+            None if from_rate == to_rate else soxr.ResampleStream(from_rate, to_rate, 1, dtype="int16", quality=QUALITY)
+        )
+
+    def feed(self, pcm: bytes, *, last: bool = False) -> bytes:
+        """What is ready by now."""
+        if self._stream is None:
+            return pcm
+        ready: bytes = self._stream.resample_chunk(np.frombuffer(pcm, "<i2"), last=last).astype("<i2").tobytes()
+        return ready
+
+
 def _by_soundfile(path: Path) -> tuple[int, Iterator[Samples]]:
     """WAV, FLAC, Ogg, MP3, AIFF. Raises LibsndfileError for what libsndfile does not know."""
     file = soundfile.SoundFile(path)

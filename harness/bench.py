@@ -24,14 +24,15 @@ from harness import audio, drivers, environment, store
 from harness.alignment import with_word_times
 from harness.arrivals import Arrivals, Closed, Recorded, planned
 from harness.corpus import Corpus, Utterance
-from harness.drivers.base import Driver, DriverError, Request, address
+from harness.drivers.base import Driver, DriverError, Request, Transport, address
 from harness.impairment import Impairment
 from harness.launch import Server, start
 from harness.replay import Cell, Replayed, ReplayError, Watch, replay, replay_by_processes
+from harness.replay.carrying import Destination
+from harness.replay.exchange import Progress, Retries
 from harness.replay.jobs import MOST_STREAMS
 from harness.replay.loop import new_event_loop
 from harness.replay.processes import MOST_PROCESSES
-from harness.replay.stream import Destination, Progress, Retries
 from harness.server_side import AFTER, BEFORE
 from harness.system import Sampler
 from harness.timeline import Kind
@@ -78,7 +79,7 @@ class Plan:
 
     concurrencies: Sequence[int] = (8,)
     delays_ms: Sequence[int | None] = (160, 480, 2400)
-    packet_ms: int = 80
+    packet_ms: int = 0  # 0: what the protocol has by itself
     speed: float = 1.0
     seed: int = 0
     repeat: int = 1
@@ -99,6 +100,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         driver = self.driver
+        object.__setattr__(self, "packet_ms", self.packet_ms or driver.packet_ms)
         if driver.home is not None and self.target is None:
             raise BenchError(
                 f"{driver.name} is a service, not a server to start; its address is --target {driver.home}"
@@ -176,7 +178,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The server under test, as far as it says what it is."""
+    """The server under test, as far as it says what it is. ``http_side`` is where models and metrics can be asked for; empty: nowhere."""
 
     url: str
     engine: str = "unknown"
@@ -184,6 +186,7 @@ class Measured:
     caveat: str = ""
     api_key: str | None = None
     server: Server | None = None
+    http_side: str = ""
 
 
 @dataclass(slots=True)
@@ -248,7 +251,7 @@ def run(plan: Plan, corpus: Corpus, watcher: Watcher | None = None) -> Outcome:
     corpus = with_word_times(corpus, watcher.say).corpus
     outcome = Outcome(_folder(plan, corpus))
     try:
-        with _Interrupts() as interrupts, _measured(plan, outcome.folder, watcher) as measured:
+        with _Interrupts() as interrupts, reached(plan, outcome.folder, watcher) as measured:
             _run_cells(plan, corpus, measured, watcher, interrupts, outcome)
     except BaseException:
         if not any(outcome.folder.iterdir()):
@@ -265,7 +268,8 @@ def check_target(plan: Plan) -> None:
     """
     driver = plan.driver
     try:
-        address(driver, plan.target or "ws://127.0.0.1", None)
+        if plan.target is not None:
+            address(driver, plan.target, None)
         for delay_ms in plan.delays_ms:  # the model of a server that can be asked is known later
             named = plan.model or (driver.describes_itself and "any") or None
             driver.check(Request(named, delay_ms, options=plan.driver_options))
@@ -332,22 +336,35 @@ def _folder(plan: Plan, corpus: Corpus) -> Path:
 
 
 @contextlib.contextmanager
-def _measured(plan: Plan, folder: Path, watcher: Watcher) -> Iterator[Measured]:
-    """The server to measure: the target, or one that lives as long as the bench."""
+def reached(plan: Plan, folder: Path, watcher: Watcher) -> Iterator[Measured]:
+    """The server of a plan: its target, or one that is started now, lives as long as the context and logs to ``folder``.
+
+    Raises:
+        BenchError: the target does not say which model it serves, where that must be known.
+        ServerError: the server did not start.
+    """
     if plan.target is not None:
         yield target(plan)
         return
     watcher.say(f"starting the server (engine {plan.engine})")
-    with start(["--engine", plan.engine, *plan.server_options], folder / "server.log") as server:
+    options = ["--engine", plan.engine, *plan.driver.server_options, *plan.server_options]
+    with start(options, folder / "server.log") as server:
         told = server.announcement
         watcher.say(f"serving {told.engine} ({told.model}) at {server.url}")
         yield started(server, plan)
 
 
 def started(server: Server, plan: Plan) -> Measured:
-    """A server that was started, as it announced itself."""
+    """A server that was started, as it announced itself.
+
+    Raises:
+        BenchError: it does not listen where the driver would speak to it.
+    """
     told = server.announcement
-    return Measured(server.url, told.engine, plan.model or told.model, told.caveat, server.api_key, server)
+    url: str | None = server.grpc_url if plan.driver.transport is Transport.GRPC else server.url
+    if url is None:
+        raise BenchError(f"the server does not listen for gRPC; start it with {' '.join(plan.driver.server_options)}")
+    return Measured(url, told.engine, plan.model or told.model, told.caveat, server.api_key, server, server.url)
 
 
 def target(plan: Plan) -> Measured:
@@ -366,7 +383,7 @@ def target(plan: Plan) -> Measured:
     name = plan.model or found.id
     if not name and driver.needs_model:
         raise BenchError(f"{plan.target} does not say at /v1/models which model it serves; name it with --model")
-    return Measured(url, found.engine, name, found.caveat, plan.key)
+    return Measured(url, found.engine, name, found.caveat, plan.key, http_side=url)
 
 
 class _Model(msgspec.Struct):
@@ -382,13 +399,21 @@ class _Models(msgspec.Struct):
 def _get(url: str, path: str, plan: Plan) -> bytes | None:
     """A small answer of the server's HTTP side, or ``None``."""
     parts = urlsplit(url)
-    scheme = "https" if parts.scheme == "wss" else "http"
+    scheme = "https" if parts.scheme in ("wss", "https") else "http"
     headers = {**plan.headers, **({"Authorization": f"Bearer {plan.key}"} if plan.key else {})}
     try:
         answer = httpx.get(f"{scheme}://{parts.netloc}{path}", headers=headers, timeout=ASK_SECONDS, trust_env=False)
     except httpx.HTTPError:
         return None
     return answer.content if answer.status_code == 200 and len(answer.content) <= LARGEST_ANSWER_BYTES else None
+
+
+def destination(plan: Plan, measured: Measured, delay_ms: int | None, language: str | None) -> Destination:
+    """Where the streams of a plan go."""
+    driver = plan.driver
+    request = Request(measured.model or None, delay_ms, language, plan.driver_options)
+    url, headers = address(driver, measured.url, measured.api_key, request)
+    return Destination(driver, url, {**headers, **plan.headers}, request)
 
 
 def _run_cell(
@@ -402,11 +427,7 @@ def _run_cell(
     outcome: Outcome,
     watch: Watch | None,
 ) -> None:
-    driver = plan.driver
-    language = None if corpus.language == "mul" else corpus.language
-    request = Request(measured.model or None, delay_ms, language, plan.driver_options)
-    url, headers = address(driver, measured.url, measured.api_key, request)
-    destination = Destination(driver, url, {**headers, **plan.headers}, request)
+    place = destination(plan, measured, delay_ms, None if corpus.language == "mul" else corpus.language)
     record = _new_run(plan, corpus, measured, concurrency, delay_ms)
     folder = store.create(plan.out, record.config)
     record.id = folder.name
@@ -418,10 +439,10 @@ def _run_cell(
         with Sampler(server_pid=server.pid if server else None) as sampler, store.StandingFile(folder) as standing:
             replayed = _replay(
                 corpus.utterances,
-                destination,
+                place,
                 cell,
                 plan.load.generators,
-                _also_kept(watcher, standing, measured.url if driver.describes_itself else ""),
+                _also_kept(watcher, standing, measured.http_side),
                 interrupts,
                 watch,
                 lambda: _keep_metrics(folder / BEFORE, measured, plan),
@@ -614,7 +635,7 @@ class _Interrupts:
 
 def _keep_metrics(path: Path, measured: Measured, plan: Plan) -> None:
     """The server's own figures as it gives them."""
-    answer = _get(measured.url, "/metrics", plan) if plan.driver.describes_itself else None
+    answer = _get(measured.http_side, "/metrics", plan) if measured.http_side else None
     if answer:
         path.write_bytes(answer)
 

@@ -25,9 +25,11 @@ from harness.commands.drivers import DriverOption, options_of
 from harness.commands.drivers import drivers as drivers_command
 from harness.commands.errors import UsageError
 from harness.commands.folders import expand as _expand
+from harness.commands.listen import listen as listen_command
 from harness.commands.report import report as report_command
 from harness.commands.report import show
 from harness.commands.terminal import Terminal, public_arguments
+from harness.commands.transcribe import transcribe as transcribe_command
 from harness.commands.watch import watch as watch_command
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ datasets_app = typer.Typer(help="What can be replayed.", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
 app.command("capacity")(capacity_command)
 app.command("drivers")(drivers_command)
+app.command("transcribe")(transcribe_command)
+app.command("listen")(listen_command)
 app.command("watch")(watch_command)
 app.command("log")(commands_log.log)
 app.command(context_settings=commands_serve.SERVER_OPTIONS)(commands_serve.serve)
@@ -97,6 +101,7 @@ def _expected() -> tuple[type[Exception], ...]:
         "harness.replay": "ReplayError",
         "harness.corpus": "CorpusError",  # downloads that fail are such ones too
         "harness.audio": "AudioError",
+        "harness.sources": "SourceError",
         "harness.store": "StoreError",
         "harness.report.cells": "NoRunsError",
         "harness.gate.tolerances": "GateError",
@@ -136,7 +141,12 @@ def bench(
             show_default=f"{DEFAULT_DELAYS_MS}; with --target: server",
         ),
     ] = None,
-    packet_ms: Annotated[int, typer.Option(help="Audio per packet.", min=5, max=10_000)] = 80,
+    packet_ms: Annotated[
+        int | None,
+        typer.Option(
+            help="Audio per packet.", min=5, max=10_000, show_default="80, or what 'earmark drivers NAME' says"
+        ),
+    ] = None,
     protocol: Annotated[str, typer.Option(help="How to speak to the server: 'earmark drivers' lists all.")] = "yap",
     driver_option: DriverOption = None,
     engine: Annotated[
@@ -197,7 +207,7 @@ def bench(
     plan = benches.Plan(
         concurrencies=_numbers(concurrency or ("8" if arrival == "closed" else "1"), "--concurrency"),
         delays_ms=_delays(delay_ms or ("server" if target else DEFAULT_DELAYS_MS)),
-        packet_ms=packet_ms,
+        packet_ms=packet_ms or 0,
         speed=speed,
         seed=seed,
         repeat=repeat,

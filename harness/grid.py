@@ -48,7 +48,7 @@ HARNESS_DEFAULTS: Mapping[str, Setting] = {
     "generators": 1,
 }
 """Every harness setting, as `earmark bench` calls it, and what it is where a study does not name it. ``all``, ``server``, ``none``,
-``off`` and ``by language`` ask for no value of ours."""
+``off``, ``by language`` and ``protocol`` ask for no value of ours."""
 
 LATER = frozenset(list(HARNESS_DEFAULTS)[list(HARNESS_DEFAULTS).index("driver-options") :])
 """Settings that there were not from the beginning: they are in a cell's key only where they are not the default, so that cells measured
@@ -57,7 +57,7 @@ before stay known."""
 TEXTS = frozenset({"dataset", "protocol", "normaliser", "driver-options", "arrival", "stall"})
 WORDS = {  # the one word that each of these takes beside its values
     "limit": "all", "delay-ms": "server", "speed": "inf", "seconds": "all", "duty-cycle": "off", "stall": "none",
-    "driver-options": "none",
+    "driver-options": "none", "packet-ms": "protocol",
 }  # fmt: skip
 LEAST = {
     "limit": 1, "concurrency": 1, "delay-ms": 0, "packet-ms": 5, "repeat": 1, "seed": 0, "burst": 1, "per-connection": 0,

@@ -37,6 +37,7 @@ class Announcement(msgspec.Struct, frozen=True):
     event: str
     host: str
     port: int
+    grpc_port: int | None = None  # where it was asked for
     engine: str = "unknown"
     model: str = ""
     caveat: str = ""
@@ -70,8 +71,17 @@ class Server:
     @property
     def url(self) -> str:
         """``ws://`` with host and port."""
+        return self._at("ws", self.announcement.port)
+
+    @property
+    def grpc_url(self) -> str | None:
+        """``grpc://`` with host and port, if it listens for gRPC."""
+        port = self.announcement.grpc_port
+        return None if port is None else self._at("grpc", port)
+
+    def _at(self, scheme: str, port: int) -> str:
         host = self.announcement.host
-        return f"ws://{f'[{host}]' if ':' in host else host}:{self.announcement.port}"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
     def check(self) -> None:
         """Raises ``ServerError`` when the process has ended."""

@@ -10,9 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from harness import drivers
-from harness.drivers.base import Request
+from harness.drivers.base import Ask, Frame, Request, Transport
 from harness.gate import METRICS, GateResult, compare_runs, read
 from harness.gate.verdicts import SIGNIFICANCE, Judged
+from harness.replay import http
 from harness.report.charts import Bar
 from harness.report.studies import Table
 from wire.pcm import BYTES_PER_SAMPLE
@@ -20,6 +21,9 @@ from wire.pcm import BYTES_PER_SAMPLE
 PROTOCOL = "harness.protocol"
 LATENCIES = ("first_token", "word_p50", "word_p95", "time_to_final")
 MASK_BYTES = 4  # of every frame that a client sends (RFC 6455, 5.2)
+GRPC_PREFIX_BYTES = 5  # of every message: a flag and its length
+HTTP2_HEADER_BYTES, LARGEST_DATA_FRAME_BYTES = 9, 16_384  # RFC 9113, 4.1 and 4.2
+RECORDING_MS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,10 @@ def bars(found: Sequence[Pair]) -> list[Bar]:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """What a client sends for a second of audio: counted from the frames themselves, the WebSocket's headers among them."""
+    """What a client sends for a second of audio: counted from the frames themselves, the headers of what carries them among them.
+
+    Of a protocol that sends whole recordings it is one of ten seconds.
+    """
 
     protocol: str
     frames_per_second: float
@@ -83,15 +90,29 @@ class Upstream:
 
 def upstream(protocol: str, packet_ms: int, utterance: str = "spoken-en-001") -> Upstream:
     """For one protocol and length of packet. Names and keys of a session count once and are left out."""
-    driver = drivers.find(protocol)
-    driver.check(Request(model="model"))
-    samples = packet_ms * driver.sample_rate // 1000
-    frame = driver.audio(utterance, bytes(samples * BYTES_PER_SAMPLE))
-    payload = len(frame.encode() if isinstance(frame, str) else frame)
-    header = 2 + MASK_BYTES + (0 if payload < 126 else 2 if payload < 65_536 else 8)
-    per_second = 1000 / packet_ms
-    sent = (payload + header) * per_second
+    driver, request = drivers.find(protocol), Request(model="model")
+    driver.check(request)
+    piece_ms = RECORDING_MS if driver.whole else packet_ms
+    samples = piece_ms * driver.sample_rate // 1000
+    packet = driver.packet(utterance, request, 0, bytes(samples * BYTES_PER_SAMPLE), last=driver.whole)
+    per_second = 1000 / piece_ms
+    sent = _carried_bytes(packet, driver.transport) * per_second
     return Upstream(protocol, per_second, sent, sent / (driver.sample_rate * BYTES_PER_SAMPLE))
+
+
+def _carried_bytes(packet: Frame | Ask, transport: Transport) -> int:
+    """A packet with what the transport puts before it."""
+    match packet:
+        case Ask():
+            return len(http.prepared(packet, "http://localhost/", {}))
+        case str():
+            payload = len(packet.encode())
+        case _:
+            payload = len(packet)
+    if transport is Transport.GRPC:
+        frames = -(-(payload + GRPC_PREFIX_BYTES) // LARGEST_DATA_FRAME_BYTES)
+        return payload + GRPC_PREFIX_BYTES + frames * HTTP2_HEADER_BYTES
+    return payload + 2 + MASK_BYTES + (0 if payload < 126 else 2 if payload < 65_536 else 8)
 
 
 def upstream_table(protocols: Sequence[str], packets_ms: Sequence[int]) -> pd.DataFrame:

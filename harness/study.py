@@ -121,7 +121,7 @@ def _plan(study: Study, cell: Cell, out: Path, command: Sequence[str]) -> Plan:
     return Plan(
         concurrencies=[asked["concurrency"]],
         delays_ms=[None if asked["delay-ms"] == "server" else asked["delay-ms"]],
-        packet_ms=asked["packet-ms"],
+        packet_ms=0 if asked["packet-ms"] == "protocol" else asked["packet-ms"],
         speed=float(asked["speed"]),
         seed=asked["seed"],
         repeat=asked["repeat"],

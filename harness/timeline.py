@@ -100,12 +100,20 @@ class StreamRecord:
         """Every state of the transcript: ``(t_ns, stable text, tentative text)`` after each entry that changed it."""
         stable, tentative = "", ""
         for entry in self.entries:
-            if entry.kind is Kind.APPENDED:
-                stable, tentative = stable + (entry.text or ""), ""
-            elif entry.kind is Kind.TENTATIVE:
-                tentative = entry.text or ""
-            elif entry.kind is Kind.FINAL:
-                stable, tentative = entry.text or "", ""
-            else:
-                continue
-            yield entry.t_ns, stable, tentative
+            changed = shown_after(entry, stable)
+            if changed is not None:
+                stable, tentative = changed
+                yield entry.t_ns, stable, tentative
+
+
+def shown_after(entry: Entry, stable: str) -> tuple[str, str] | None:
+    """The stable and the tentative text after an entry that comes behind ``stable``; ``None`` where it changes neither."""
+    match entry.kind:
+        case Kind.APPENDED:
+            return stable + (entry.text or ""), ""
+        case Kind.TENTATIVE:
+            return stable, entry.text or ""
+        case Kind.FINAL:
+            return entry.text or "", ""
+        case _:
+            return None

@@ -60,19 +60,24 @@ class Limits:
         return ", ".join(parts)
 
 
-def default_latencies(delay_ms: int | None) -> dict[str, float]:
-    """Words within 0.4 s beyond the transcription delay (1 s where that is the server's secret), finals within 1 s."""
+def default_latencies(delay_ms: int | None, *, whole: bool = False) -> dict[str, float]:
+    """Words within 0.4 s beyond the transcription delay (1 s where that is the server's secret), finals within 1 s.
+
+    ``whole``: of recordings that go up whole, whose words cannot come before they have ended, finals alone.
+    """
+    if whole:
+        return {"final_p95": 1.0}
     word = 1.0 if delay_ms is None else round(delay_ms / 1000 + WORD_ALLOWANCE_SECONDS, 3)
     return {"word_p95": word, "final_p95": 1.0}
 
 
-def parse(settings: Iterable[str], delay_ms: int | None) -> Limits:
+def parse(settings: Iterable[str], delay_ms: int | None, *, whole: bool = False) -> Limits:
     """The limits that ``--slo`` options name, each ``name=value`` or several with commas; ``off`` lifts one. The rest are the defaults.
 
     Raises:
         LimitError: a name that there is not, or a value that is no positive number.
     """
-    latencies: dict[str, float] = default_latencies(delay_ms)
+    latencies: dict[str, float] = default_latencies(delay_ms, whole=whole)
     others: dict[str, float | None] = {}
     for setting in (part.strip() for text in settings for part in text.split(",") if part.strip()):
         name, _, value = setting.partition("=")

@@ -31,6 +31,7 @@ class Seen:
     final_ns: int | None
     words_shown: int
     outcome: Outcome | None
+    streams: bool = True  # whether text can come before the audio has ended
 
     def past_final_seconds(self, now_ns: int) -> float | None:
         """Time to final, or how long that has taken already; ``None`` where it cannot be told."""
@@ -41,7 +42,7 @@ class Seen:
 
     def is_behind(self, now_ns: int) -> bool:
         """Whether the text is far behind the audio, by the number of words shown."""
-        if not self.t0_ns or not self.words or self.outcome is not None:
+        if not self.streams or not self.t0_ns or not self.words or self.outcome is not None:
             return False
         sent = min((now_ns - self.t0_ns) / NS * self.speed, self.audio_seconds)
         shown = min(self.words_shown, len(self.words))
@@ -129,4 +130,5 @@ def _seen(stream: Stream) -> Seen:
         stream.final_ns,
         stream.words_shown,
         stream.outcome,
+        stream.streams,
     )

@@ -65,7 +65,12 @@ def capacity(
         str | None,
         typer.Option(help="Hold the answer for so long at last, e.g. 10m, 90s or 1h.", show_default="no soak"),
     ] = None,
-    packet_ms: Annotated[int, typer.Option(help="Audio per packet.", min=5, max=10_000)] = 80,
+    packet_ms: Annotated[
+        int | None,
+        typer.Option(
+            help="Audio per packet.", min=5, max=10_000, show_default="80, or what 'earmark drivers NAME' says"
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of order and phases.")] = 0,
     generators: loads.Generators = 1,
     jitter_ms: loads.JitterMs = 0.0,
@@ -98,7 +103,7 @@ def capacity(
     plan = bench.Plan(
         concurrencies=[1],
         delays_ms=[delay],
-        packet_ms=packet_ms,
+        packet_ms=packet_ms or 0,
         seed=seed,
         protocol=protocol,
         engine=engine,
@@ -114,7 +119,9 @@ def capacity(
         bounds = Bounds(min(start, most), most, step, repeats, soak_seconds is not None)
     except ValueError as error:
         raise measuring.CapacityError(str(error)) from None
-    search = measuring.Search(plan, limits.parse(slo or [], delay), bounds, seconds, soak_seconds)
+    search = measuring.Search(
+        plan, limits.parse(slo or [], delay, whole=plan.driver.whole), bounds, seconds, soak_seconds
+    )
     corpus = _corpus(dataset or bench.default_dataset(plan), idle_seconds)
     folder = out or SEARCHES / _name(search, corpus)
     terminal.say(

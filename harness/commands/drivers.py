@@ -47,15 +47,24 @@ def drivers(
 
 
 def _described(driver: Driver) -> str:
+    from harness.drivers.base import EXAMPLES
+
     default = f" (default {driver.default_model})" if driver.default_model else ""
     lines = [
         f"{driver.name}: {driver.title or 'no description'}",
-        f"  target   {driver.home or 'the address of your server (--target)'}, path {driver.path}",
+        f"  target   {driver.home or f'the address of your server (--target {EXAMPLES[driver.transport]})'}, path {driver.path}",
         f"  key      --api-key or {driver.key_variable}",
         f"  model    --model{default}",
         f"  delay    {'--delay-ms' if driver.settable_delay else 'not to be set in milliseconds'}",
-        f"  audio    PCM16, {driver.sample_rate} Hz",
+        f"  audio    PCM16, {driver.sample_rate} Hz, "
+        + (
+            "the whole recording once it was spoken"
+            if driver.whole
+            else f"packets of {driver.packet_ms} ms unless told otherwise"
+        ),
     ]
+    if driver.server_options:
+        lines.append(f"  server   started with {' '.join(driver.server_options)} where there is no target")
     width = max(map(len, driver.options), default=0)
     if driver.options:
         lines.append("  options  --driver-option NAME=VALUE, repeatable")

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import msgspec
 
 from harness.drivers.base import (
-    Appended,
     Done,
     Driver,
     DriverError,
@@ -20,10 +19,10 @@ from harness.drivers.base import (
     Ready,
     Request,
     Said,
-    Tentative,
     decode,
     whole_numbers,
 )
+from harness.drivers.growing import Growing, joined
 from wire.errors import WireError
 from wire.pcm import encode_base64
 
@@ -47,9 +46,9 @@ class OpenAIDriver(Driver):
     name = "openai"
     path = "/v1/realtime"
     title = "OpenAI's realtime transcription sessions"
-    home = "wss://api.openai.com"
+    home: ClassVar[str | None] = "wss://api.openai.com"
     key_variable = "OPENAI_API_KEY"
-    default_model = "gpt-live-transcribe"
+    default_model: ClassVar[str | None] = "gpt-live-transcribe"
     settable_delay = False
     sample_rate = 24_000
     largest_packet_bytes = 15 * 2**20 * 3 // 4
@@ -84,6 +83,8 @@ class OpenAIDriver(Driver):
     def hello(self, request: Request) -> Sequence[Frame]:
         chosen = request.options
         transcription: dict[str, Any] = {"model": request.model or self.default_model}
+        if request.delay_ms is not None:
+            transcription["delay_ms"] = request.delay_ms
         transcription |= {name: chosen[name] for name in ("delay", "language", "prompt") if name in chosen}
         for name in ("languages", "keywords"):
             if name in chosen:
@@ -108,6 +109,22 @@ class OpenAIDriver(Driver):
         return _Stream().heard
 
 
+class OpenAIRealtimeDriver(OpenAIDriver):
+    """The same to a server of ours, which takes a delay in milliseconds and 16 kHz too, so that it hears the very samples of the other
+    protocols. `OpenAIDriver` speaks to it as to OpenAI, at 24 kHz.
+    """
+
+    name = "openai-realtime"
+    title = "this project's server, OpenAI's realtime transcription sessions"
+    home = None
+    sample_rate = 16_000
+    key_variable = Driver.key_variable
+    default_model = None
+    needs_model = True
+    settable_delay = True
+    describes_itself = True
+
+
 def _turn_detection(chosen: Mapping[str, str]) -> dict[str, Any] | None:
     kind = chosen.get("turn_detection", "none")
     if kind == "none":
@@ -116,8 +133,30 @@ def _turn_detection(chosen: Mapping[str, str]) -> dict[str, Any] | None:
     return {"type": kind} if silence is None else {"type": kind, "silence_duration_ms": int(silence)}
 
 
+class _InForce(msgspec.Struct):
+    delay_ms: int | None = None
+
+
+class _Input(msgspec.Struct):
+    transcription: _InForce | None = None
+
+
+class _Audio(msgspec.Struct):
+    input: _Input | None = None
+
+
+class _Session(msgspec.Struct):
+    audio: _Audio | None = None
+
+
 class _Updated(msgspec.Struct):
-    pass
+    session: _Session | None = None
+
+    @property
+    def delay_ms(self) -> int | None:
+        """What a server of ours says is in force; OpenAI's does not."""
+        heard = self.session and self.session.audio and self.session.audio.input
+        return heard.transcription.delay_ms if heard and heard.transcription else None
 
 
 class _Committed(msgspec.Struct):
@@ -181,7 +220,7 @@ class _Stream:
 
     def __init__(self) -> None:
         self._pieces: dict[str, _Piece] = {}
-        self._shown = self._tentative = ""
+        self._growing = Growing()
         self._usage: dict[str, int] = {}
         self._all_known = self._over = False
 
@@ -192,7 +231,7 @@ class _Stream:
             return [Fault("unreadable_frame", error.message)]
         match event:
             case _Updated():
-                return [Ready()]
+                return [Ready(event.delay_ms)]
             case _Committed(item_id):
                 self._pieces.setdefault(item_id, _Piece())
                 return []
@@ -219,22 +258,13 @@ class _Stream:
     def _grow(self) -> Sequence[Said]:
         pieces = list(self._pieces.values())
         growing = next((index for index, piece in enumerate(pieces) if not piece.complete), len(pieces))
-        stands, whole = _joined(pieces[: growing + 1]), _joined(pieces)
-        said: list[Said] = []
-        if len(stands) > len(self._shown) and stands.startswith(self._shown):
-            said.append(Appended(stands[len(self._shown) :]))
-            self._shown, self._tentative = stands, ""
-        tentative = whole[len(self._shown) :] if whole.startswith(self._shown) else ""
-        if tentative != self._tentative:
-            self._tentative = tentative
-            said.append(Tentative(tentative))
-        return said
+        return self._growing.show(_text(pieces[: growing + 1]), _text(pieces))
 
     def _end(self) -> Sequence[Said]:
         if self._over or not self._all_known or not all(piece.complete for piece in self._pieces.values()):
             return []
         self._over = True
-        return [Final(_joined(self._pieces.values())), Done(self._usage)]
+        return [Final(_text(self._pieces.values())), Done(self._usage)]
 
     def _fault(self, error: _Detail) -> Sequence[Said]:
         if error.code == NOTHING_TO_COMMIT:
@@ -243,9 +273,5 @@ class _Stream:
         return [Fault(code, error.message or "no reason given", refused=code == "rate_limit_exceeded")]
 
 
-def _joined(pieces: Iterable[_Piece]) -> str:
-    text = ""
-    for piece in pieces:
-        blank = " " if text and piece.text and not text[-1].isspace() and not piece.text[0].isspace() else ""
-        text += blank + piece.text
-    return text
+def _text(pieces: Iterable[_Piece]) -> str:
+    return joined(piece.text for piece in pieces)

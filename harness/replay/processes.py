@@ -21,10 +21,11 @@ from harness.arrivals import Closed
 from harness.corpus import Utterance
 from harness.drivers.base import Driver
 from harness.pacing import NS
+from harness.replay.carrying import Destination
+from harness.replay.exchange import Patience, Progress
 from harness.replay.jobs import Share
 from harness.replay.loop import new_event_loop
 from harness.replay.replaying import Cell, Generator, LoadAudio, Replayed, ReplayError, Watch, finished
-from harness.replay.stream import Destination, Patience, Progress
 
 MOST_PROCESSES = 64
 CLOCK_ROUNDS = 32

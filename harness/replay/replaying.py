@@ -18,8 +18,10 @@ from harness.arrivals import Arrivals, Closed
 from harness.corpus import Utterance
 from harness.impairment import Impairment
 from harness.pacing import NS, Order, lane_delays_seconds, start_jitter_ns
+from harness.replay.carrying import Destination
+from harness.replay.exchange import Line, Patience, Progress, Retries
 from harness.replay.jobs import Job, Share, jobs, share_of, think_seconds
-from harness.replay.stream import Departure, Destination, Line, Patience, Prepared, Progress, Retries, Stream
+from harness.replay.stream import Departure, Prepared, Stream
 from harness.replay.timetable import Timetable
 from harness.timeline import Outcome, StreamRecord
 from wire.pcm import BYTES_PER_SECOND, bytes_of

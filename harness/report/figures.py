@@ -480,7 +480,8 @@ def lag_over_time(
         axes.set_xlabel("audio sent (s)")
         axes.set_ylabel("transcript behind by (s)")
         axes.set_title(title)
-        axes.figure.legend(loc="outside lower center", ncols=2)
+        if axes.get_legend_handles_labels()[0]:  # nothing to tell apart where every transcript came in one piece
+            axes.figure.legend(loc="outside lower center", ncols=2)
 
     return styled(draw, (SIZE[0], SIZE[1] + 0.1))
 

@@ -181,14 +181,22 @@ def test_failures_are_hopeless_when_there_are_many() -> None:
 def test_long_streams_are_judged_by_their_words() -> None:
     words = tuple(TimedWord(f"w{n}", n * 0.5, n * 0.5 + 0.4) for n in range(1000))
 
-    def going(shown: int) -> Seen:
-        return Seen(words, 500.0, 1.0, 1, None, shown, None)
+    def going(shown: int, *, streams: bool = True) -> Seen:
+        return Seen(words, 500.0, 1.0, 1, None, shown, None, streams)
 
     watch = Saturation(1.0, 0.01, 4)
     assert watch.decide([going(118), going(100), going(95)], 60 * S) is None
     assert "2 of 3 transcripts" in (watch.decide([going(118), going(80), going(85)], 60 * S) or "")
     # a recogniser that leaves out a tenth of the words is not behind, however long it goes on
     assert watch.decide([going(720)] * 3, 400 * S) is None
+    # a recording that goes up whole has no words before its end
+    assert watch.decide([going(0)] * 3, 400 * S) is not None
+    assert watch.decide([going(0, streams=False)] * 3, 400 * S) is None
+
+
+def test_recordings_that_go_up_whole_have_no_limit_on_their_words_unless_asked() -> None:
+    assert parse([], None, whole=True).latencies == {"final_p95": 1.0}
+    assert parse(["word_p95=20"], None, whole=True).latencies == {"final_p95": 1.0, "word_p95": 20.0}
 
 
 # ---- rungs that are kept

@@ -19,9 +19,10 @@ from harness.drivers.yap import YapDriver
 from harness.impairment import Impairment, Stall
 from harness.pacing import Order
 from harness.replay import Cell, Replayed, ReplayError, replay, replay_by_processes
+from harness.replay.exchange import Patience, Retries
 from harness.replay.jobs import Share, jobs, share_of, think_seconds
 from harness.replay.processes import ClockOffset, clock_offset
-from harness.replay.stream import Patience, Retries, Stream
+from harness.replay.stream import Stream
 from harness.timeline import Kind, Outcome
 from tests.harness.peer import Handler, Peer, peer, speak_realtime, speak_yap
 from tests.harness.test_replay import audio, destination, utterances

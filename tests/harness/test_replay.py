@@ -19,7 +19,8 @@ from harness.corpus import Utterance
 from harness.drivers import DRIVERS
 from harness.drivers.base import Request, address
 from harness.replay import Cell, Replayed, ReplayError, replay
-from harness.replay.stream import Destination, Patience, Progress
+from harness.replay.carrying import Destination
+from harness.replay.exchange import Patience, Progress
 from harness.timeline import Kind, Outcome
 from tests.harness.peer import Handler, Peer, hang, peer, speak_realtime, speak_yap
 from wire import yap

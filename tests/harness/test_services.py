@@ -29,7 +29,8 @@ from harness.drivers.base import (
     address,
 )
 from harness.replay import Cell, Replayed, ReplayError, replay
-from harness.replay.stream import Destination, Patience
+from harness.replay.carrying import Destination
+from harness.replay.exchange import Patience
 from harness.timeline import Kind, Outcome, StreamRecord
 from tests.harness.services import KEY, Service, local
 from tests.harness.tones import Ear, sing, words_of

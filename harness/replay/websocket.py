@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import perf_counter_ns
-from typing import Protocol, cast
+from typing import cast
+from urllib.parse import urlsplit, urlunsplit
 
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidStatus
@@ -21,56 +22,25 @@ from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import WebSocketURI, parse_uri
 
+from harness.drivers.base import Ask, DriverError, Way
+from harness.drivers.base import Frame as Message
+from harness.replay import http
+from harness.replay.carrying import Destination, Listener, turned_away
+from wire.errors import WireError
+
 LARGEST_MESSAGE_BYTES = 32 * 1024 * 1024
+TRY_AGAIN_LATER = 1013
 LARGEST_BACKLOG_BYTES = 64 * 1024 * 1024
 """A server that has left so much unread is given up."""
 
 
-class Listener(Protocol):
-    """Whom a connection tells what happened. ``t_ns`` is ``perf_counter_ns`` at the arrival of the bytes."""
-
-    def opened(self, t_ns: int) -> None:
-        """The handshake succeeded."""
-
-    def received(self, frame: str | bytes, t_ns: int) -> None:
-        """A whole message came."""
-
-    def drained(self, t_ns: int) -> None:
-        """Everything written so far has left."""
-
-    def closed(self, code: int, reason: str, t_ns: int) -> None:
-        """The connection is gone; nothing more is said. 1006: without a closing handshake."""
-
-    def turned_away(self, status: int, reason: str, t_ns: int) -> None:
-        """The server answered the handshake with this HTTP status (0: with something that is no such answer)."""
-
-
-class Nobody:
-    """A listener that does not care: of connections that no stream uses, or no longer."""
-
-    def opened(self, t_ns: int) -> None:
-        pass
-
-    def received(self, frame: str | bytes, t_ns: int) -> None:
-        pass
-
-    def drained(self, t_ns: int) -> None:
-        pass
-
-    def closed(self, code: int, reason: str, t_ns: int) -> None:
-        pass
-
-    def turned_away(self, status: int, reason: str, t_ns: int) -> None:
-        pass
-
-
-def prepare(message: str | bytes) -> bytes:
+def prepared(message: str | bytes) -> bytes:
     """The bytes of a masked text or binary frame. The mask is drawn once: a prepared frame may be sent on many connections."""
     frame = Frame(Opcode.TEXT, message.encode()) if isinstance(message, str) else Frame(Opcode.BINARY, message)
     return frame.serialize(mask=True)
 
 
-class Connection(asyncio.Protocol):
+class WebSocketConnection(asyncio.Protocol):
     """One WebSocket connection. Made by ``connect``."""
 
     def __init__(self, uri: WebSocketURI, headers: Mapping[str, str], listener: Listener) -> None:
@@ -81,9 +51,10 @@ class Connection(asyncio.Protocol):
         self._binary = False
         self._handshake_over = False
         self.blocked = False
+        self.bye: tuple[Destination, Ask] | None = None
         self.gone = asyncio.get_running_loop().create_future()
 
-    # ---- called by the replay; ``listener`` may be exchanged at any time ----
+    # ---- called by the replay, as `harness.replay.carrying.Connection` says ----
 
     @property
     def is_open(self) -> bool:
@@ -99,6 +70,9 @@ class Connection(asyncio.Protocol):
             self.abort()
         return not self.blocked
 
+    def finish(self) -> None:
+        """Nothing to say: frames have said it."""
+
     def close(self) -> None:
         """Begin the closing handshake, if the connection is still open."""
         if self._websocket.state is State.OPEN:
@@ -111,12 +85,17 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     async def wait_closed(self, seconds: float) -> None:
-        """Wait for the end of the connection; drop it when it does not end by itself."""
+        """Wait for the end of the connection; drop it when it does not end by itself. Ask then what is to be asked after it."""
         try:
             async with asyncio.timeout(seconds):
                 await asyncio.shield(self.gone)
         except TimeoutError:
             self.abort()
+        if self.bye is not None:
+            (destination, bye), self.bye = self.bye, None
+            with contextlib.suppress(OSError):  # a timeout is one; the server forgets by itself, a little later
+                async with asyncio.timeout(seconds):
+                    await http.ask(destination, bye)
 
     # ---- called by the event loop ----
 
@@ -147,8 +126,9 @@ class Connection(asyncio.Protocol):
         code, reason = self._websocket.close_code or 1006, self._websocket.close_reason or ""
         if not self._handshake_over:
             self._handshake_over = True
-            self.listener.turned_away(0, str(exc) if exc else "connection closed during the handshake", t_ns)
-        self.listener.closed(code, reason or (str(exc) if exc and code == 1006 else ""), t_ns)
+            self._turned_away(str(exc) if exc else "connection closed during the handshake", t_ns)
+        reason = reason or (str(exc) if exc and code == 1006 else "")
+        self.listener.closed(close_text(code, reason), t_ns, refused=code == TRY_AGAIN_LATER)
         self._transport = None  # the two point at each other, and the collector is off while load runs
         if not self.gone.done():
             self.gone.set_result(None)
@@ -177,9 +157,13 @@ class Connection(asyncio.Protocol):
                 self.listener.opened(t_ns)
             case InvalidStatus():
                 body = bytes(response.body or b"")[:200].decode(errors="replace").strip()
-                self.listener.turned_away(response.status_code, f"{response.reason_phrase} {body}".strip(), t_ns)
+                told = turned_away(response.status_code, f"{response.reason_phrase} {body}".strip())
+                self.listener.turned_away(told, t_ns)
             case error:
-                self.listener.turned_away(0, str(error), t_ns)
+                self._turned_away(str(error), t_ns)
+
+    def _turned_away(self, why: str, t_ns: int) -> None:
+        self.listener.turned_away(turned_away(0, f"no WebSocket handshake: {why}"), t_ns)
 
     def _handle_frame(self, frame: Frame, t_ns: int) -> None:
         match frame.opcode:
@@ -213,7 +197,7 @@ class Connection(asyncio.Protocol):
 
 async def connect(
     url: str, headers: Mapping[str, str], listener: Listener, *, tls: ssl.SSLContext | None = None
-) -> Connection:
+) -> WebSocketConnection:
     """Open the TCP (and TLS) connection and begin the handshake; ``listener.opened`` says when it is through.
 
     Raises:
@@ -222,12 +206,53 @@ async def connect(
     """
     uri = parse_uri(url)
     _, connection = await asyncio.get_running_loop().create_connection(
-        lambda: Connection(uri, headers, listener),
+        lambda: WebSocketConnection(uri, headers, listener),
         uri.host,
         uri.port,
         ssl=(tls or ssl.create_default_context()) if uri.secure else None,
     )
     return connection
+
+
+class WebSockets:
+    """The carrier of drivers whose frames are WebSocket messages, with an HTTP request before the socket where they want one."""
+
+    def prepare(self, frames: Sequence[Message | Ask], destination: Destination) -> bytes:  # noqa: ARG002
+        """The frames, one behind the other."""
+        return b"".join(prepared(_message(frame)) for frame in frames)
+
+    async def connect(self, destination: Destination, listener: Listener, stream: str) -> WebSocketConnection:
+        """As `harness.replay.carrying.Carrier` says. Raises ConnectionError when the request before it was in vain."""
+        driver = destination.driver
+        first = driver.before(destination.request, stream, destination.headers)
+        if first is None:
+            return await connect(destination.url, destination.headers, listener, tls=destination.tls)
+        answer = await http.ask(destination, first)
+        if not 200 <= answer.status < 300:
+            listener.turned_away(turned_away(answer.status, http.text_of(answer.body)), perf_counter_ns())
+            raise ConnectionRefusedError(f"HTTP {answer.status}")
+        try:
+            way = driver.way(stream, answer.body)
+        except WireError as error:
+            raise ConnectionError(error.message) from None
+        connection = await connect(_elsewhere(destination.url, way), destination.headers, listener, tls=destination.tls)
+        connection.bye = None if way.bye is None else (destination, way.bye)
+        return connection
+
+
+def _message(frame: Message | Ask) -> Message:
+    if isinstance(frame, Ask):
+        raise DriverError("a request is no WebSocket message: the driver's transport must be Transport.HTTP")
+    return frame
+
+
+def _elsewhere(url: str, way: Way) -> str:
+    """The URL with the stream's own path, on the same host."""
+    if not way.path:
+        return url
+    parts = urlsplit(url)
+    path, _, query = way.path.partition("?")
+    return urlunsplit((parts.scheme, parts.netloc, path, query or parts.query, ""))
 
 
 def close_text(code: int, reason: str) -> str:
