@@ -14,19 +14,27 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import grpc
+import grpc.aio
+import httpx
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as some
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from tests.audio_files import wav_file
 from tests.end_to_end.clients import encoded, new_session, realtime, text_of, yap
 from tests.end_to_end.conftest import Serve
+from tests.end_to_end.rpc_clients import new_id
 from tests.end_to_end.running_server import KEY, RunningServer
 from tests.end_to_end.speech import random_words, sentence, spoken
+from wire.stt.stt_pb2 import AudioChunk, SessionRequest
+from wire.stt.stt_pb2_grpc import STTBackendStub
 
 CASES = int(os.environ.get("EARMARK_FUZZ_CASES", "2000"))
 CASE_SECONDS = 20.0
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # cases are large
 Frame = str | bytes
 T = TypeVar("T")
 
@@ -166,6 +174,17 @@ SESSIONS: some.SearchStrategy[Frame] = (
     | PIECES
 )
 
+CHUNKS = some.fixed_dictionaries(
+    {},
+    optional={
+        "format": some.sampled_from(["wav", "mp3", "flac"]) | VALUES,
+        "chunk_id": some.integers(0, 9) | VALUES,
+        "is_final": some.just(False) | VALUES.filter(lambda value: value is not True),
+        "audio_data": PIECES.map(lambda pcm: encoded(wav_file(pcm))) | BASE64 | VALUES,
+        "language": some.sampled_from(["en", None]) | VALUES,
+    },
+).map(json.dumps)
+
 
 def cases(known: some.SearchStrategy[Frame]) -> some.SearchStrategy[list[Frame]]:
     """What one connection sends."""
@@ -214,7 +233,16 @@ SURFACES = {
         lambda frame: "the last" in str(frame.get("error")),
         lambda frame: "internal error" in str(frame.get("error")),
     ),
+    "rest": WebSocketSurface(
+        "/stream/transcribe",
+        CHUNKS,
+        '{"chunk_id":424242,"format":"wav"}',
+        lambda frame: (frame.get("error") or {}).get("chunk_id") == 424242,
+        lambda frame: (frame.get("error") or {}).get("code") in ("SERVER_ERROR", "MODEL_UNAVAILABLE"),
+    ),
 }
+SHARES = len(SURFACES) + 2
+"""gRPC and HTTP bodies have a share each."""
 
 
 async def send_case(server: RunningServer, surface: WebSocketSurface, frames: list[Frame]) -> None:
@@ -283,7 +311,7 @@ class Neighbours:
 
 @pytest.fixture(scope="module")
 def server(serve: Serve) -> RunningServer:
-    return serve("--unlimited")
+    return serve("--unlimited", "--surfaces", "yap,realtime,rest,openai,sessions,grpc", "--grpc-port", "0")
 
 
 @pytest.fixture(scope="module")
@@ -302,23 +330,149 @@ def neighbours(loop: Loop, server: RunningServer) -> Iterator[Neighbours]:
     assert "failed" not in log, log[-4000:]
 
 
+def bounded(test: Callable[..., None]) -> Callable[..., None]:
+    """The share of a surface, the same cases each time."""
+    how = settings(
+        max_examples=CASES // SHARES,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    return how(seed(2026)(test))
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", SURFACES)
 @pytest.mark.usefixtures("neighbours")
 def test_no_case_harms_the_server(name: str, server: RunningServer, loop: Loop) -> None:
     surface = SURFACES[name]
 
-    @seed(2026)
-    @settings(
-        max_examples=CASES // len(SURFACES),
-        deadline=None,
-        database=None,
-        phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-    )
+    @bounded
     @given(cases(surface.known))
     def holds(frames: list[Frame]) -> None:
         loop.run(send_case(server, surface, frames))
 
     holds()
     assert server.metric("earmark_errors_total", surface=name, reason="internal_error") == 0
+
+
+RPC_CHUNKS = some.lists(
+    some.builds(
+        AudioChunk,
+        pcm16=PIECES,
+        sample_rate=some.sampled_from([0, 0, 16_000, 8_000, 44_100, -1, 1, 2**31 - 1]),
+        is_final=some.booleans(),
+        session_id=some.sampled_from(["", "", "", "other"]),
+        session_token=some.sampled_from(["", "", "wrong"]),
+    ),
+    max_size=6,
+)
+RPC_SESSIONS = some.fixed_dictionaries(
+    {"vad_threshold_override": some.sampled_from([0.0, 0.5, 0.0, -1.0, 1e300])},
+    optional={
+        "vad_mode": some.sampled_from([0, 1]),
+        "vad_silence": some.floats(-1, 10),
+        "require_token": some.booleans(),
+        "language_code": some.sampled_from(["", "en", "xx", " EN "]),
+        "task": some.sampled_from([0, 1, 2]),
+        "decode_profile": some.sampled_from([0, 1, 2]),
+        "attributes": some.dictionaries(
+            some.sampled_from(["api_key", "model", "decode_profile", "vad_final", "x"]),
+            some.text(max_size=5),
+            max_size=3,
+        ),
+    },
+)
+FAULTS_OF_OURS = ("ERR3001", "ERR3002", "ERR2002")
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("neighbours")
+def test_no_case_harms_the_grpc_surface(server: RunningServer, loop: Loop) -> None:
+    async def send(fields: dict[str, Any], sent: list[AudioChunk]) -> None:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            calls: Any = STTBackendStub(channel)
+            try:
+                session_id = new_id()
+                answer = await calls.CreateSession(
+                    SessionRequest(session_id=session_id, **fields), timeout=CASE_SECONDS
+                )
+                token = answer.token if all(chunk.session_token != "wrong" for chunk in sent) else ""
+                for chunk in sent:
+                    chunk.session_token = chunk.session_token or token
+                call = calls.StreamingRecognize(
+                    iter(sent), metadata=(("session-id", session_id),), timeout=CASE_SECONDS
+                )
+                async for result in call:
+                    assert result.end_sec >= result.start_sec >= 0
+            except grpc.aio.AioRpcError as error:
+                refusal = error.details() or ""
+            else:
+                return
+            assert refusal.startswith("ERR"), refusal
+            assert not refusal.startswith(FAULTS_OF_OURS), refusal
+
+    @bounded
+    @given(RPC_SESSIONS, RPC_CHUNKS)
+    def holds(fields: dict[str, Any], sent: list[AudioChunk]) -> None:
+        loop.run(send(fields, sent))
+
+    holds()
+
+
+PATHS = ["/transcribe/", "/transcribe/batch", "/understand/", "/v1/audio/transcriptions", "/session/create", "/nowhere"]
+FILE = some.fixed_dictionaries(
+    {},
+    optional={
+        "data": PIECES.map(lambda pcm: encoded(wav_file(pcm))) | BASE64 | VALUES,
+        "format": VALUES | some.just("wav"),
+    },
+)
+BODIES = some.fixed_dictionaries(
+    {},
+    optional={
+        "audio_file": PIECES.map(lambda pcm: encoded(wav_file(pcm))) | BASE64 | VALUES,
+        "format": some.just("wav") | VALUES,
+        "language": some.sampled_from(["en", "fr"]) | VALUES,
+        "temperature": some.floats(0, 2) | VALUES,
+        "audio_files": some.lists(FILE, max_size=3) | VALUES,
+        "question": some.text(max_size=10) | VALUES,
+        "max_tokens": some.integers(1, 9) | VALUES,
+    },
+)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("neighbours")
+def test_no_body_harms_the_http_surfaces(server: RunningServer, loop: Loop) -> None:
+    async def opened() -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=CASE_SECONDS)
+
+    client = loop.run(opened())
+
+    async def send(path: str, body: dict[str, Any], raw: bytes | None, kind: str) -> None:
+        if kind == "form":
+            fields = {name: str(value) for name, value in body.items()}
+            answer = await client.post(path, data=fields, files={"file": ("a.wav", raw or wav_file(AUDIO))})
+        else:
+            content = raw if raw is not None else json.dumps(body).encode()
+            answer = await client.post(path, content=content, headers={"Content-Type": kind})
+        assert answer.status_code < 500 or (path == "/understand/" and answer.status_code == 503), answer.text
+        if answer.status_code >= 400 and answer.headers["content-type"] == "application/json":
+            assert answer.json()
+
+    @bounded
+    @given(
+        some.sampled_from(PATHS),
+        BODIES,
+        some.none() | some.none() | some.binary(max_size=300),
+        some.sampled_from(["application/json", "application/json", "form", "text/plain", "multipart/form-data"]),
+    )
+    def holds(path: str, body: dict[str, Any], raw: bytes | None, kind: str) -> None:
+        loop.run(send(path, body, raw, kind))
+
+    try:
+        holds()
+    finally:
+        loop.run(client.aclose())
