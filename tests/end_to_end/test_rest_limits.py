@@ -84,6 +84,15 @@ async def test_clients_are_told_apart_behind_a_trusted_proxy_only(serve: Serve) 
     assert [await health(plain, address) for address in ("10.0.0.1", "10.0.0.2")] == [200, 429]
 
 
+@pytest.mark.spec("rest-62")
+async def test_each_port_counts_by_itself(own_server: Serve) -> None:
+    server = own_server("--surface-ports", "rest=0", "--rate-limit-requests", "1", "--rate-limit-window", "600")
+    async with httpx.AsyncClient() as client:
+        own = f"http://127.0.0.1:{server.ports['rest']}"
+        statuses = [(await client.get(f"{base}/health/")).status_code for base in (url(server), own) for _ in range(2)]
+    assert statuses == [200, 429, 200, 429]
+
+
 @pytest.mark.spec("rest-55")
 async def test_one_request_too_many(serve: Serve) -> None:
     server = serve(*NO_RATES, "--script", SLOW, "--max-rest-requests", "2")
@@ -160,7 +169,8 @@ async def test_an_upload_that_stops_is_given_up(serve: Serve) -> None:
     writer.write(head.encode() + b'{"audio_file": "')
     async with asyncio.timeout(10):
         answer = await reader.readuntil(b"\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 408")
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b'"HTTP_408"' in await reader.read(), "and then the end"
     writer.close()
     await server.until_metric(lambda value: value == 0, "earmark_connections_active", surface="rest")
 

@@ -1,4 +1,4 @@
-"""What becomes of a bug of ours on the REST surface: an answer in its shape, and a traceback in the log alone."""
+"""The REST surface without a socket: what the engine is asked for, and what becomes of a bug of ours."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ import pytest
 from fastapi import FastAPI
 from structlog.testing import capture_logs
 
+from server.app import build_app, build_service
+from server.config import read
+from server.core.events import Command, Event, Start, StreamOptions
 from server.core.limits import Admission, FixedWindows
 from server.endpoints.access import Clients
+from server.endpoints.auth import Keys
 from server.endpoints.rest.requests import BodyBounds, Door
 from server.engines.registry import Models
 from server.engines.scripted import Script, ScriptedEngine
 from server.metrics import Metrics
 from server.service import Service
+from tests.audio_files import wav_file
+from tests.end_to_end.clients import encoded
+from tests.end_to_end.speech import sentence
 
 
 def app_with_a_bug(*, debug: bool) -> FastAPI:
@@ -45,3 +52,43 @@ async def test_a_bug_is_told_without_its_details_but_in_debug(debug: bool) -> No
         assert error.get("details") == ("ZeroDivisionError: division of a secret by zero" if debug else None)
     faults = [line for line in logged if line["event"] == "request failed"]
     assert [type(line["exc_info"]) for line in faults] == [ZeroDivisionError] * 3
+
+
+class Starts:
+    """Notes the utterances that begin."""
+
+    def __init__(self) -> None:
+        self.options: list[StreamOptions] = []
+
+    def command(self, command: Command, now: float) -> None:
+        del now
+        if isinstance(command, Start):
+            self.options.append(command.options)
+
+    def event(self, event: Event, now: float) -> None:
+        pass
+
+    def closed(self) -> None:
+        pass
+
+
+@pytest.mark.spec("rest-17")
+@pytest.mark.parametrize(("language", "told"), [("en", "en"), ("de", None), (None, None)])
+async def test_language_and_temperature_reach_the_engine(language: str | None, told: str | None) -> None:
+    settings = read(["--engine", "scripted", "--surfaces", "rest"], {})
+    service = build_service(settings, ScriptedEngine(Script(), 0.48))
+    starts = Starts()
+    watched = []
+    service.observers.append(lambda surface, client: watched.append((surface, client)) or starts)  # type: ignore[func-returns-value]
+    app = build_app(settings, service, ["rest"], Keys([]))
+    file = encoded(wav_file(sentence("hello")))
+    body = {"audio_file": file, "format": "wav", "language": language, "temperature": 0.7}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+        one = await client.post("/transcribe/", json=body)
+        several = await client.post(
+            "/transcribe/batch", json={**body, "audio_files": [{"data": file, "format": "wav"}] * 2}
+        )
+    assert one.json()["transcription"] == "hello"
+    assert [result["transcription"] for result in several.json()["results"]] == ["hello"] * 2
+    assert starts.options == [StreamOptions(language=told, temperature=0.7)] * 3
+    assert watched == [("rest", "127.0.0.1")] * 3

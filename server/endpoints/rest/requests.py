@@ -282,5 +282,7 @@ def error_response(refusal: Refusal) -> Response:
     headers = {} if refusal.retry_seconds is None else {"Retry-After": str(refusal.retry_seconds)}
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if refusal.status == 408:
+        headers["Connection"] = "close"
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return Response(refusal.body(now), refusal.status, headers, "application/json")
