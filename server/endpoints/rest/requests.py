@@ -41,15 +41,18 @@ _log = structlog.get_logger("earmark.rest")
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
+_LEAST_BYTES_PER_SECOND = 10_000
+"""Of an upload, on the average after its first ``idle_seconds``; a third of what live speech takes."""
+
 _CLIENT_GONE = 499
 """Status in the log of a request whose client did not wait; nobody receives it."""
 
 
 @dataclass(frozen=True, slots=True)
 class BodyBounds:
-    """Of one request: no more bytes than ``most_bytes[group]``, and something at least every ``idle_seconds``. ``None``: no bound.
+    """Of one request: no more bytes than ``most_bytes[group]``, something at least every ``idle_seconds`` and not too slowly.
 
-    ``most_held_bytes`` is for the bodies of all requests together.
+    ``most_held_bytes`` is for the bodies of all requests together. ``None`` is no bound.
     """
 
     most_bytes: Mapping[str, int | None]
@@ -244,12 +247,13 @@ class _BoundedRequest(Request):
         if declared.isdecimal() and self._most_bytes is not None and int(declared) > self._most_bytes:
             raise too_much(self._most_bytes)
         stream = aiter(self.stream())
+        began = asyncio.get_running_loop().time()
         while True:
             try:
-                async with asyncio.timeout(self._door.bodies.idle_seconds):
+                async with asyncio.timeout_at(self._patience(began)):
                     piece = await anext(stream, None)
             except TimeoutError:
-                raise plain(408, "the body stopped coming") from None
+                raise plain(408, "the body stopped coming, or comes too slowly") from None
             if piece is None:
                 break
             self._door.hold(len(piece))
@@ -257,6 +261,14 @@ class _BoundedRequest(Request):
             self._content += piece  # a join at the end would hold everybody up, of 100 MB for 0.1 s
             if self._most_bytes is not None and self.held_bytes > self._most_bytes:
                 raise too_much(self._most_bytes)
+
+    def _patience(self, began: float) -> float | None:
+        """Until when the next piece has to come: nothing may be missing for long, nor may little come for ever."""
+        idle = self._door.bodies.idle_seconds
+        if idle is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        return min(now + idle, began + idle + self.held_bytes / _LEAST_BYTES_PER_SECOND)
 
     async def body(self) -> bytes:
         """Whether there is one. FastAPI keeps what this returns for as long as the request lasts, so it is not all of it."""
