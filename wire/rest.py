@@ -128,7 +128,7 @@ class TranscriptionResponse(BaseModel):
     transcription: str
     language_detected: Annotated[
         str | None,
-        Field(description="The language asked for when the model can be told one; null when it is not known"),
+        Field(description="The language asked for when the model knows it; null when nothing is known"),
     ]
     confidence: Annotated[float | None, Field(ge=0, le=1, description="null: no model here computes an honest one")]
     processing_time_ms: Milliseconds

@@ -26,7 +26,7 @@ from tests.chat_backend import COMPLETION, Backend, chat_backend, samples
 from tests.end_to_end.clients import encoded, realtime
 from tests.end_to_end.conftest import Serve
 from tests.end_to_end.rest_requests import NO_RATES, ask, batch, refused, text_of, transcribe, understand, url
-from tests.end_to_end.running_server import KEY, ROOT, RunningServer, clean_environment
+from tests.end_to_end.running_server import KEY, ROOT, RunningServer, clean_environment, command
 from tests.end_to_end.speech import distinct_words, sentence, spoken
 
 SLOW = '{"final_latency_ms": 60000}'
@@ -763,6 +763,22 @@ def test_the_client_of_the_page(server: RunningServer, page: str, tmp_path: Path
         check=False,
     )
     assert (ended.stdout, ended.returncode) == ("as the page says\n", 0), ended.stderr
+
+
+def test_every_setting_that_the_page_names_is_one_of_the_servers(page: str) -> None:
+    told = subprocess.run(
+        command("--help"), cwd=ROOT, env=clean_environment({}), capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    codes = {
+        *("AUDIO_PROCESSING_ERROR", "HTTP_400", "HTTP_401", "HTTP_404", "HTTP_405", "HTTP_408", "VALIDATION_ERROR"),
+        *("RATE_LIMIT_EXCEEDED", "SERVER_ERROR", "MODEL_UNAVAILABLE", "PROCESSING_TIMEOUT"),
+        *("INVALID_JSON", "INVALID_AUDIO_FORMAT", "PROCESSING_ERROR"),
+    }
+    named = set(re.findall(r"`([A-Z][A-Z0-9]*_[A-Z0-9_]+)", page))
+    assert codes <= named
+    settings = set(re.findall(r"[A-Z][A-Z0-9]*_[A-Z0-9_]+", told))
+    assert named - codes <= settings
+    assert {name for name in settings if "REST" in name or "RATE_LIMIT" in name} <= named
 
 
 @pytest.mark.spec("rest-61")

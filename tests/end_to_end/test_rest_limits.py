@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from typing import Any
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -84,6 +85,15 @@ async def test_clients_are_told_apart_behind_a_trusted_proxy_only(serve: Serve) 
     assert [await health(plain, address) for address in ("10.0.0.1", "10.0.0.2")] == [200, 429]
 
 
+@pytest.mark.spec("rest-62")
+async def test_each_port_counts_by_itself(own_server: Serve) -> None:
+    server = own_server("--surface-ports", "rest=0", "--rate-limit-requests", "1", "--rate-limit-window", "600")
+    async with httpx.AsyncClient() as client:
+        own = f"http://127.0.0.1:{server.ports['rest']}"
+        statuses = [(await client.get(f"{base}/health/")).status_code for base in (url(server), own) for _ in range(2)]
+    assert statuses == [200, 429, 200, 429]
+
+
 @pytest.mark.spec("rest-55")
 async def test_one_request_too_many(serve: Serve) -> None:
     server = serve(*NO_RATES, "--script", SLOW, "--max-rest-requests", "2")
@@ -136,7 +146,7 @@ async def test_a_body_that_is_longer_than_its_files_could_make_it(
     most = files * (round(0.1 * 2**20) * 4 // 3 + 65_536) + 65_536
     content = b'{"audio_file": "' + b"A" * most + b'"}'
 
-    async def piecewise() -> Any:
+    async def piecewise() -> AsyncIterator[bytes]:
         for at in range(0, len(content), 65_536):
             yield content[at : at + 65_536]
 
@@ -152,25 +162,46 @@ async def test_a_full_batch_of_the_largest_files_fits(serve: Serve) -> None:
     assert [result["success"] for result in answer.json()["results"]] == [True] * MOST_BATCH_FILES
 
 
+HEAD = "POST /transcribe/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n"
+
+
 @pytest.mark.spec("rest-58")
-async def test_an_upload_that_stops_is_given_up(serve: Serve) -> None:
-    server = serve(*NO_RATES, "--upload-idle-s", "0.3")
+@pytest.mark.parametrize("dripping", [False, True])
+async def test_an_upload_that_stops_or_drips_is_given_up(serve: Serve, dripping: bool) -> None:
+    server = serve(*NO_RATES, "--upload-idle-s", "0.5")
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    head = "POST /transcribe/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
-    writer.write(head.encode() + b'{"audio_file": "')
+    writer.write(HEAD.encode() + b'{"audio_file": "')
+    answer = asyncio.create_task(reader.readuntil(b"\r\n\r\n"))
     async with asyncio.timeout(10):
-        answer = await reader.readuntil(b"\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 408")
+        while not (await asyncio.wait({answer}, timeout=0.02))[0]:
+            if dripping:
+                writer.write(b"A")
+        assert (await answer).startswith(b"HTTP/1.1 408")
+        assert b'"HTTP_408"' in await reader.read(), "and then the end"
     writer.close()
     await server.until_metric(lambda value: value == 0, "earmark_connections_active", surface="rest")
+
+
+@pytest.mark.spec("rest-58")
+async def test_an_upload_that_takes_its_time_is_taken(serve: Serve) -> None:
+    server = serve(*NO_RATES, "--upload-idle-s", "0.5")
+    content = json.dumps({"audio_file": encoded(wav_file(sentence("slow") + bytes(120_000))), "format": "wav"}).encode()
+    pieces = [content[at : at + 8000] for at in range(0, len(content), 8000)]
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for piece in pieces:  # 80 kB a second at most, longer than it may be idle
+            await asyncio.wait({asyncio.get_running_loop().create_future()}, timeout=0.1)
+            yield piece
+
+    headers = {"Content-Type": "application/json"}
+    assert text_of(await ask(server, "POST", "/transcribe/", content=slowly(), headers=headers)) == "slow"
 
 
 @pytest.mark.spec("rest-10")
 async def test_a_client_that_leaves_in_the_midst_of_its_upload_leaves_nothing(serve: Serve) -> None:
     server = serve(*NO_RATES, "--script", SLOW)
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    head = "POST /transcribe/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n"
-    writer.write(head.encode() + b'{"audio_file": "' + b"A" * 1000)
+    writer.write(HEAD.encode() + b'{"audio_file": "' + b"A" * 1000)
     await server.until_metric(lambda value: value == 1, "earmark_connections_active", surface="rest")
     writer.close()
     await server.until_metric(lambda value: value == 0, "earmark_connections_active", surface="rest")

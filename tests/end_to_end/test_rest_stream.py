@@ -150,6 +150,15 @@ async def test_what_another_format_began_is_not_continued(server: RunningServer)
         assert await client.say(3, sentence("three")) == "three"
 
 
+@pytest.mark.spec("rest-36", "rest-38")
+async def test_a_file_that_is_not_taken_is_no_continuation(server: RunningServer) -> None:
+    async with streaming(server) as client:
+        for format in ("wav", "flac"):
+            assert await client.say(1, audio_file(sentence("one"), format), format) == "one"
+            await client.send(2, audio_file(bytes(192_000), format, 96_000), format)
+            assert "96000 Hz" in await client.error("PROCESSING_ERROR", 2)
+
+
 @pytest.mark.spec("rest-36")
 async def test_a_first_chunk_continues_nothing(server: RunningServer) -> None:
     async with streaming(server) as client:

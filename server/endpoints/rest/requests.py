@@ -41,15 +41,18 @@ _log = structlog.get_logger("earmark.rest")
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
+_LEAST_BYTES_PER_SECOND = 10_000
+"""Of an upload, on the average after its first ``idle_seconds``; a third of what live speech takes."""
+
 _CLIENT_GONE = 499
 """Status in the log of a request whose client did not wait; nobody receives it."""
 
 
 @dataclass(frozen=True, slots=True)
 class BodyBounds:
-    """Of one request: no more bytes than ``most_bytes[group]``, and something at least every ``idle_seconds``. ``None``: no bound.
+    """Of one request: no more bytes than ``most_bytes[group]``, something at least every ``idle_seconds`` and not too slowly.
 
-    ``most_held_bytes`` is for the bodies of all requests together.
+    ``most_held_bytes`` is for the bodies of all requests together. ``None`` is no bound.
     """
 
     most_bytes: Mapping[str, int | None]
@@ -230,7 +233,7 @@ class _BoundedRequest(Request):
         super().__init__(request.scope, request.receive, request._send)
         self._door = door
         self._most_bytes = door.bodies.most_bytes.get(group)
-        self._content = b""
+        self._content = bytearray()
         self.held_bytes = 0
 
     async def take_in(self) -> None:
@@ -243,26 +246,33 @@ class _BoundedRequest(Request):
         declared = self.headers.get("content-length", "")
         if declared.isdecimal() and self._most_bytes is not None and int(declared) > self._most_bytes:
             raise too_much(self._most_bytes)
-        pieces = []
         stream = aiter(self.stream())
+        began = asyncio.get_running_loop().time()
         while True:
             try:
-                async with asyncio.timeout(self._door.bodies.idle_seconds):
+                async with asyncio.timeout_at(self._patience(began)):
                     piece = await anext(stream, None)
             except TimeoutError:
-                raise plain(408, "the body stopped coming") from None
+                raise plain(408, "the body stopped coming, or comes too slowly") from None
             if piece is None:
                 break
             self._door.hold(len(piece))
             self.held_bytes += len(piece)
-            pieces.append(piece)
+            self._content += piece  # a join at the end would hold everybody up, of 100 MB for 0.1 s
             if self._most_bytes is not None and self.held_bytes > self._most_bytes:
                 raise too_much(self._most_bytes)
-        self._content = b"".join(pieces)
+
+    def _patience(self, began: float) -> float | None:
+        """Until when the next piece has to come: nothing may be missing for long, nor may little come for ever."""
+        idle = self._door.bodies.idle_seconds
+        if idle is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        return min(now + idle, began + idle + self.held_bytes / _LEAST_BYTES_PER_SECOND)
 
     async def body(self) -> bytes:
         """Whether there is one. FastAPI keeps what this returns for as long as the request lasts, so it is not all of it."""
-        return self._content[:1]
+        return bytes(self._content[:1])
 
     async def json(self) -> Any:
         """The body's JSON; its bytes are let go.
@@ -270,7 +280,7 @@ class _BoundedRequest(Request):
         Raises:
             json.JSONDecodeError: it is none. Text that could not be sent back, such as half a surrogate pair, is none either.
         """
-        content, self._content = self._content, b""
+        content, self._content = self._content, bytearray()
         try:
             return await asyncio.to_thread(msgspec.json.decode, content)
         except (*NOT_JSON, ValueError) as error:
@@ -282,5 +292,7 @@ def error_response(refusal: Refusal) -> Response:
     headers = {} if refusal.retry_seconds is None else {"Retry-After": str(refusal.retry_seconds)}
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if refusal.status == 408:
+        headers["Connection"] = "close"
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return Response(refusal.body(now), refusal.status, headers, "application/json")

@@ -193,6 +193,8 @@ class Stream:
                 if failed.code == "empty":
                     self._before.took(attempt, chunk.format, attempt.known_bytes)
                     return None
+                if failed.code != "not_audio":
+                    break  # it is a file, and not taken
                 continue
             self._before.took(attempt, chunk.format, len(recording.pcm))
             return _without_known(recording, attempt)

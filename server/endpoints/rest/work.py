@@ -20,6 +20,7 @@ from server.engines.base import (
     TooLongError,
     UnsupportedError,
 )
+from server.engines.registry import Model
 from server.hearing import RecordingError, hear_recording
 from server.protocols.base import public_message
 from server.protocols.rest import bad_audio, not_base64, not_heard, plain, timed_out, unavailable
@@ -65,7 +66,7 @@ class Work:
         self._service = service
         self._policy = policy
         self.bounds = bounds
-        self._slots: asyncio.Semaphore | None = None
+        self._slots: tuple[Model, asyncio.Semaphore] | None = None
 
     async def transcribe(self, encoded: str, place: Sequence[str | int], wish: Wish) -> Transcript:
         """The text of one file in base64, which stands at ``place`` in the body.
@@ -159,9 +160,12 @@ class Work:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        if self._slots is None:  # remote engines know how many only once they are started
-            self._slots = asyncio.Semaphore(max(1, self._service.models.default.engine.info.slots))
-        async with self._slots:
+        model = self._service.models.default
+        if (
+            self._slots is None or self._slots[0] is not model
+        ):  # remote engines know how many only once they are started
+            self._slots = model, asyncio.Semaphore(max(1, model.engine.info.slots))
+        async with self._slots[1]:
             yield
 
 
