@@ -52,6 +52,7 @@ _MOST_ERRORS = 10
 _MOST_ASKS = 16
 """Of one socket: so many answers may be under way or waiting."""
 
+_TOO_LATE = "Audio processing: the utterance was heard so late that none of its audio is kept for a reply"
 _ADDRESS = re.compile(r"\b[a-z]+://\S+")
 _NO_CHAT = "this server has no chat engine, so text is not answered (--chat-engine); send audio to have it transcribed"
 
@@ -448,7 +449,7 @@ class AudioDialect(_Socket):
             audio, missing = self._kept.take(bytes_of(max(0.0, begin)), bytes_of(final.audio_seconds))
             if spoken_from is not None or final.text.strip():
                 self._around.measures.unanswered(seconds_of(missing))
-                steps = self._ask(self._policy.question, (audio,), over_at) if audio else []
+                steps = self._ask(self._policy.question, (audio,), over_at) if audio else self._failed(_TOO_LATE)
         else:
             steps = self._response(final.text)
             if steps:
