@@ -108,6 +108,11 @@ class _Asked:
     over_at: float | None = None
     ends: int = 0
 
+    @property
+    def stage(self) -> str:
+        """What an error about it begins with."""
+        return "Text processing" if self.over_at is None else "Audio processing"
+
 
 class _Socket:
     """What both kinds of socket do alike: texts, errors, the count of both."""
@@ -147,12 +152,12 @@ class _Socket:
         self._around.measures.inferred(self._now - asked.at)
         if asked.over_at is not None:
             self._around.measures.processed(self._now - asked.over_at)
-        return [*self._response(text), *self._owe(asked.ends)]
+        steps = self._response(text) or self._failed(f"{asked.stage}: the chat engine's answer is empty")
+        return [*steps, *self._owe(asked.ends)]
 
     def unanswered(self, message: str) -> Sequence[Step]:
         asked = self._asked.popleft()
-        stage = "Text processing" if asked.over_at is None else "Audio processing"
-        return [*self._failed(f"{stage}: {message}"), *self._owe(asked.ends)]
+        return [*self._failed(f"{asked.stage}: {message}"), *self._owe(asked.ends)]
 
     def _owe(self, ends: int) -> list[Step]:
         """``Ended`` after everything that was asked before."""

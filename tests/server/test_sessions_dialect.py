@@ -477,6 +477,13 @@ def test_what_fails_does_not_tell_where_the_server_keeps_its_things() -> None:
     assert error["error"] == "Text processing: the chat engine does not answer; see ... at ..."
 
 
+def test_an_empty_answer_is_an_error_and_no_response() -> None:
+    dialect = scene(chat=True).dialect
+    dialect.receive("hello")
+    [error] = said(dialect.answered("  "))
+    assert (error["type"], error["code"]) == ("error", "PROCESSING_ERROR")
+
+
 def test_only_so_many_answers_may_be_awaited() -> None:
     dialect = scene(chat=True).dialect
     for _ in range(16):
