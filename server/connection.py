@@ -110,6 +110,7 @@ class Connection:
                 self._take_steps(self._dialect.greet())
                 self._rearm()
                 await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+                self._tasks = None  # nothing more is asked: the group would wait for it
                 reader.cancel()
                 writer.cancel()
                 if self._answering is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,8 +115,10 @@ def session_routes(doors: Doors, keys: Keys | None, clients: Clients) -> APIRout
         headers = _CORS | _rate_headers(allowance, limited=doors.creations.limit is not None)
         if not allowance.allowed:
             doors.service.metrics.errors.labels(doors.surface.name, sessions.RATE_LIMITED).inc()
-            detail = f"more than {allowance.limit} sessions a minute; try again in {allowance.reset_seconds:.0f} s"
-            headers["Retry-After"] = str(max(1, round(allowance.reset_seconds)))
+            detail = (
+                f"more than {allowance.limit} sessions a minute; try again in {math.ceil(allowance.reset_seconds)} s"
+            )
+            headers["Retry-After"] = str(math.ceil(allowance.reset_seconds))
             return _refusal(429, sessions.RATE_LIMITED, detail, headers)
         if doors.service.draining:
             return _refusal(503, sessions.CONNECTION_FAILED, "the server is shutting down", headers)
@@ -138,7 +141,7 @@ def session_routes(doors: Doors, keys: Keys | None, clients: Clients) -> APIRout
             return _refusal(404, sessions.SESSION_NOT_FOUND, _unknown(session_id), _CORS)
         return JSONResponse({"status": "deleted", "session_id": session_id}, headers=_CORS)
 
-    @router.options("/session/{path}")
+    @router.options("/session/{path}", include_in_schema=False)
     async def preflight(path: str) -> Response:  # noqa: ARG001 - any
         return Response(headers=_PREFLIGHT)
 
@@ -224,7 +227,7 @@ def _rate_headers(allowance: Allowance, *, limited: bool) -> dict[str, str]:
     return {
         "X-RateLimit-Limit": str(allowance.limit),
         "X-RateLimit-Remaining": str(allowance.remaining),
-        "X-RateLimit-Reset": str(round(time.time() + allowance.reset_seconds)),
+        "X-RateLimit-Reset": str(math.ceil(time.time() + allowance.reset_seconds)),
         "Access-Control-Expose-Headers": "X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After",
     }
 

@@ -52,6 +52,7 @@ _MOST_ERRORS = 10
 _MOST_ASKS = 16
 """Of one socket: so many answers may be under way or waiting."""
 
+_TOO_LATE = "Audio processing: the utterance was heard so late that none of its audio is kept for a reply"
 _ADDRESS = re.compile(r"\b[a-z]+://\S+")
 _NO_CHAT = "this server has no chat engine, so text is not answered (--chat-engine); send audio to have it transcribed"
 
@@ -107,6 +108,11 @@ class _Asked:
     over_at: float | None = None
     ends: int = 0
 
+    @property
+    def stage(self) -> str:
+        """What an error about it begins with."""
+        return "Text processing" if self.over_at is None else "Audio processing"
+
 
 class _Socket:
     """What both kinds of socket do alike: texts, errors, the count of both."""
@@ -146,12 +152,12 @@ class _Socket:
         self._around.measures.inferred(self._now - asked.at)
         if asked.over_at is not None:
             self._around.measures.processed(self._now - asked.over_at)
-        return [*self._response(text), *self._owe(asked.ends)]
+        steps = self._response(text) or self._failed(f"{asked.stage}: the chat engine's answer is empty")
+        return [*steps, *self._owe(asked.ends)]
 
     def unanswered(self, message: str) -> Sequence[Step]:
         asked = self._asked.popleft()
-        stage = "Text processing" if asked.over_at is None else "Audio processing"
-        return [*self._failed(f"{stage}: {message}"), *self._owe(asked.ends)]
+        return [*self._failed(f"{asked.stage}: {message}"), *self._owe(asked.ends)]
 
     def _owe(self, ends: int) -> list[Step]:
         """``Ended`` after everything that was asked before."""
@@ -448,7 +454,7 @@ class AudioDialect(_Socket):
             audio, missing = self._kept.take(bytes_of(max(0.0, begin)), bytes_of(final.audio_seconds))
             if spoken_from is not None or final.text.strip():
                 self._around.measures.unanswered(seconds_of(missing))
-                steps = self._ask(self._policy.question, (audio,), over_at) if audio else []
+                steps = self._ask(self._policy.question, (audio,), over_at) if audio else self._failed(_TOO_LATE)
         else:
             steps = self._response(final.text)
             if steps:

@@ -11,7 +11,7 @@ from harness.accuracy import word_errors
 from harness.audio import load as load_audio
 from harness.corpus import load
 from harness.normalise import normaliser
-from tests.end_to_end.clients import realtime, text_of, yap
+from tests.end_to_end.clients import realtime, talk, text_of, yap
 from tests.end_to_end.conftest import Serve
 from tests.end_to_end.speech import distinct_words, random_words, sentence
 from wire.pcm import seconds_of
@@ -138,16 +138,18 @@ async def test_a_mute_client_is_parked_and_goes_on(serve: Serve) -> None:
 
 
 @pytest.mark.spec("realtime-45")
-async def test_real_speech_gives_the_same_text_through_both_surfaces(serve: Serve) -> None:
+async def test_real_speech_gives_the_same_text_through_every_surface(serve: Serve) -> None:
     corpus = load("spoken-en")
     server = serve("--sphinx-workers", "1", engine="sphinx")
     chosen = sorted(corpus.utterances, key=lambda utterance: utterance.seconds)[:3]
-    async with yap(server) as envelope, realtime(server, model="") as plain:
+    async with yap(server) as envelope, realtime(server, model="") as plain, talk(server) as session:
+        await session.configure(vad="off")
         for utterance in chosen:
             pcm = load_audio(utterance)
             by_envelope = text_of(await envelope.say(pcm))
             assert by_envelope
             assert await plain.say(pcm) == by_envelope
+            assert await session.say(pcm) == by_envelope
 
 
 @pytest.mark.parametrize("voice_detection", ["--vad", "--no-vad"])

@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from server.connection import Connection, Surface
+from server.core.conversations import Conversations, SessionLimits
 from server.core.events import OpenSegment, TimedWord
 from server.core.limits import LifetimeLimits
 from server.core.session import SessionSettings
-from server.engines.base import EngineStream, Sink
+from server.engines.base import Answer, EngineStream, Sampling, Sink
+from server.engines.openai_chat import OpenAiChatEngine, OpenAiChatSettings
 from server.engines.registry import Models
 from server.engines.scripted import ScriptedEngine, read_script
 from server.hearing import Resources
 from server.metrics import Metrics
-from server.protocols.base import Dialect, Served
+from server.protocols.base import Dialect, Served, only
 from server.protocols.realtime import RealtimeDialect
+from server.protocols.sessions import AudioDialect, Policy, Surroundings
 from server.protocols.yap import YapDialect
 from wire.pcm import encode_base64
 from wire.scripted import speak
@@ -132,3 +135,50 @@ def test_a_bug_of_ours_is_told_and_ends_one_connection_alone(protocol: str) -> N
         assert told["code"] == "processing_error"
     assert unlucky.close_code == 1011
     assert "fine" in lucky.sent[-1] + lucky.sent[-2]
+
+
+class BrittleChat(OpenAiChatEngine):
+    """Has a bug in it, which the first question meets."""
+
+    async def answer(self, question: str, audios: Sequence[bytes], sampling: Sampling) -> Answer:  # noqa: ARG002
+        raise ZeroDivisionError("a bug")
+
+
+class Ignored:
+    """Takes what is measured."""
+
+    def inferred(self, seconds: float) -> None: ...
+
+    def processed(self, seconds: float) -> None: ...
+
+    def displaced(self, seconds: float) -> None: ...
+
+    def unanswered(self, seconds: float) -> None: ...
+
+
+def test_a_bug_in_what_answers_ends_the_connection_that_asked() -> None:
+    socket = MemorySocket("a question", "another")
+
+    async def serve() -> None:
+        engine = ScriptedEngine(read_script(""), 0.48)
+        served = Served(["scripted"], [480], 480, timed_words=True, endpointing=False)
+        conversations = Conversations(SessionLimits(), vad_sensitivity=2, max_length=512)
+        conversation = conversations.create(0.0)
+        assert conversation is not None
+        around = Surroundings(conversations, Policy(), only(served), Ignored(), chat=True)
+        surface = Surface(
+            "sessions",
+            SessionSettings(default_delay_seconds=0.48, timed_words=True),
+            LifetimeLimits(),
+            10,
+            lambda: AudioDialect(conversation, around, asyncio.get_running_loop().time()),
+            BrittleChat(OpenAiChatSettings("http://unasked")),
+        )
+        await Connection(socket, surface, Resources(Models(engine), Metrics())).run()
+
+    uvloop.run(serve())
+    connected, error = map(json.loads, socket.sent)
+    assert connected["type"] == "status"
+    assert (error["type"], error["code"]) == ("error", "PROCESSING_ERROR")
+    assert "a bug" not in error["error"]
+    assert socket.close_code == 1011

@@ -477,6 +477,13 @@ def test_what_fails_does_not_tell_where_the_server_keeps_its_things() -> None:
     assert error["error"] == "Text processing: the chat engine does not answer; see ... at ..."
 
 
+def test_an_empty_answer_is_an_error_and_no_response() -> None:
+    dialect = scene(chat=True).dialect
+    dialect.receive("hello")
+    [error] = said(dialect.answered("  "))
+    assert (error["type"], error["code"]) == ("error", "PROCESSING_ERROR")
+
+
 def test_only_so_many_answers_may_be_awaited() -> None:
     dialect = scene(chat=True).dialect
     for _ in range(16):
@@ -543,6 +550,20 @@ def test_of_a_long_utterance_the_chat_engine_hears_the_newest_audio_and_the_rest
     assert isinstance(ask, Ask)
     assert ask.audios == (pcm(3, 4),)
     assert here.measured.unheard == [2.0]
+
+
+def test_audio_that_was_not_kept_is_nobody_elses() -> None:
+    here = chatting(reply_seconds=2.0)
+    here.dialect.receive(pcm(1, 2, 3, 4))
+    here.dialect.tell(Speech("1", speaking=True, at_seconds=0.0))
+    here.dialect.tell(Speech("1", speaking=False, at_seconds=0.9))
+    [error] = said(here.dialect.tell(final("one", "silence", audio_seconds=1.0)))
+    assert error["code"] == "PROCESSING_ERROR"
+    here.dialect.receive(control("end"))
+    [ask] = here.dialect.tell(final("two three four", audio_seconds=3.0))
+    assert isinstance(ask, Ask)
+    assert ask.audios == (pcm(3, 4),)
+    assert here.measured.unheard == [1.0, 1.0]
 
 
 def test_silence_before_an_utterance_is_not_counted_as_unheard() -> None:
