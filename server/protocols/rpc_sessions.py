@@ -171,8 +171,9 @@ class RpcSessions:
             if endpointer is not None:
                 self._vad.leave()
             raise SttRefusedError(errors.SESSION_ID_ALREADY_ACTIVE, "session_id is registered already")
-        task = _TASKS.get(request.task, policy.task)
-        language = self._language(request.language_code)
+        own = policy.profiles.of(profile)
+        task = _TASKS.get(request.task) or (str(own["task"]) if own.get("task") in _TASKS.values() else policy.task)
+        language = self._language(request.language_code, str(own.get("language") or ""))
         session = self._session(request, ip, api_key, endpointer, now, profile, task, language)
         self._register(session)
         return _response(request, session, attributes, profile, threshold, _silence(request, policy))
@@ -212,10 +213,11 @@ class RpcSessions:
             silence_seconds=_silence(request, self.policy),
         )
 
-    def _language(self, code: str) -> str:
-        wanted = code.strip().lower()
-        if wanted in LANGUAGES:
-            return wanted
+    def _language(self, *codes: str) -> str:
+        for code in codes:
+            wanted = code.strip().lower()
+            if wanted in LANGUAGES:
+                return wanted
         return self.policy.language if self.policy.language_fix else ""
 
     def _session(
@@ -363,6 +365,14 @@ def _silence(request: SessionRequest, policy: SessionPolicy) -> float:
     return request.vad_silence if request.vad_silence > 0 else policy.vad_silence_seconds
 
 
+def _number(profile: str) -> DecodeProfile.ValueType:
+    """The enum's value of a profile; names of the operator's own have none."""
+    for number in DecodeProfile.values():
+        if BY_NUMBER.get(number) == profile:
+            return number
+    return DecodeProfile.DECODE_PROFILE_UNSPECIFIED
+
+
 def _response(
     request: SessionRequest,
     session: RpcSession,
@@ -383,5 +393,5 @@ def _response(
         token_required=request.require_token,
         language_code=session.language,
         task=Task.TASK_TRANSLATE if session.options.task == "translate" else Task.TASK_TRANSCRIBE,
-        decode_profile=next((number for number in DecodeProfile.values() if BY_NUMBER.get(number) == profile), None),
+        decode_profile=_number(profile),
     )

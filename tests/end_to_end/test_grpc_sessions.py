@@ -292,6 +292,16 @@ async def test_which_decode_profile_a_session_has(
         assert response.decode_profile == {"realtime": 1, "accurate": 2, "own": 0}[name]
 
 
+@pytest.mark.spec("grpc-18", "grpc-20")
+async def test_a_profile_can_have_a_language_and_a_task(serve: Serve) -> None:
+    profiles = json.dumps({"realtime": {"language": "de", "task": "translate"}})
+    async with stub(serve(*OPEN, "--grpc-decode-profiles", profiles)) as backend:
+        _, response = await create(backend)
+        assert (response.language_code, response.task) == ("de", Task.TASK_TRANSLATE)
+        _, response = await create(backend, language_code="fr", task=Task.TASK_TRANSCRIBE)
+        assert (response.language_code, response.task) == ("fr", Task.TASK_TRANSCRIBE)
+
+
 @pytest.mark.spec("grpc-20")
 async def test_the_task_of_a_session_that_names_none_is_the_servers(serve: Serve) -> None:
     async with stub(serve(*OPEN, "--grpc-task", "translate")) as backend:
