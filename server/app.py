@@ -22,6 +22,7 @@ from server.core.voice import VoiceDetector
 from server.endpoints.access import Clients, read_network
 from server.endpoints.auth import Keys
 from server.endpoints.ops import ops_routes, project_version
+from server.endpoints.page import page_routes
 from server.engines.base import ChatEngine, Engine
 from server.engines.registry import Models
 from server.listeners import GrpcListener, HttpListener, Listener
@@ -46,6 +47,8 @@ def build_app(settings: Settings, service: Service, surfaces: Sequence[str], key
     """
     clients = _clients(settings)
     app = FastAPI(title="Earmark", version=project_version())
+    if settings.page:
+        app.router.routes.extend(page_routes())  # before the operations' own answer to GET /
     app.include_router(ops_routes(service, surfaces, keys if settings.require_key else None))
     for surface in (name for name in ROUTES if name in surfaces):  # their order decides where two have one path
         app.include_router(ROUTES[surface](settings, service, keys, clients))
