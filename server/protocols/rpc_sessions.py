@@ -30,6 +30,8 @@ _TASKS = {Task.TASK_TRANSCRIBE: "transcribe", Task.TASK_TRANSLATE: "translate"}
 class SessionPolicy:
     """What the operator allows and what clients get who say nothing. ``None`` switches a limit off, a rate of 0 too.
 
+    ``accepts`` tells whether a key is one of the server's; with ``None`` its value does not matter.
+
     ``signing_secret`` non-empty: sessions need metadata signed with it (see ``check_signature``), no older than ``signature_seconds``.
     """
 
@@ -41,6 +43,7 @@ class SessionPolicy:
     bytes_rate: float = 32_000.0
     bytes_burst: float = 64_000.0
     require_api_key: bool = False
+    accepts: Callable[[str], bool] | None = None
     vad_silence_seconds: float = 0.5
     vad_threshold: float = 0.5
     vad_slots: int | None = 4
@@ -152,6 +155,8 @@ class RpcSessions:
         wanted = _first(attributes, "api_key_required", "api-key-required").lower() in _YES
         if not api_key and (policy.require_api_key or wanted):
             raise SttRefusedError(errors.API_KEY_MISSING, "attribute api_key is required")
+        if policy.accepts is not None and not policy.accepts(api_key or _bearer(metadata)):
+            raise SttRefusedError(errors.API_KEY_MISSING, "attribute api_key is not one of this server's keys")
         if not self._creations.take(api_key or ip or "anonymous", now):
             raise SttRefusedError(
                 errors.CREATE_SESSION_RATE_LIMITED,
@@ -239,7 +244,7 @@ class RpcSessions:
             model=model,
             endpointer=endpointer,
             task=task,
-            profile=profile,
+            profile=self.policy.profiles.for_engine(profile),
             temperature=self.policy.profiles.temperature(profile),
         )
         asked = _first(attributes, "emit_final_on_vad", "final_on_vad", "vad_final").lower()
@@ -341,6 +346,11 @@ def check_signature(policy: SessionPolicy, session_id: str, metadata: Mapping[st
             errors.CREATE_SESSION_UNAUTHENTICATED,
             f"x-stt-auth-ts is more than {policy.signature_seconds:g} s from the server's clock",
         )
+
+
+def _bearer(metadata: Mapping[str, str]) -> str:
+    scheme, _, token = metadata.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def _first(attributes: Mapping[str, str], *names: str) -> str:

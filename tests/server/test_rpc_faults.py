@@ -14,6 +14,7 @@ import pytest
 from server.config import Settings
 from server.core.events import OpenSegment
 from server.endpoints.access import Clients
+from server.endpoints.auth import Keys
 from server.engines.base import EngineInfo, EngineStream, Sink
 from server.engines.registry import Models
 from server.engines.scripted import ScriptedEngine, read_script
@@ -46,7 +47,7 @@ class BrokenEngine(ScriptedEngine):
 async def served(engine: ScriptedEngine) -> AsyncIterator[tuple[Any, Service]]:
     service = Service(Models(engine), Metrics())
     settings = Settings(surfaces=["grpc"], grpc_vad_threshold=0.0)
-    listener = GrpcListener("grpc", rpc.server(settings, service, Clients()), "127.0.0.1", 0)
+    listener = GrpcListener("grpc", rpc.server(settings, service, Clients(), Keys([])), "127.0.0.1", 0)
     started = asyncio.Event()
     serving = asyncio.create_task(listener.serve(started))
     await started.wait()
