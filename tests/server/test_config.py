@@ -205,7 +205,12 @@ BAD = {
     "log_level": ["loud", "notset"],
     "log_format": ["xml"],
 }
-_LIMITS_IN_SECONDS = ("session_timeout_sec", "max_chunk_ms", "max_audio_seconds_per_session", "partial_decode_interval_sec")
+_LIMITS_IN_SECONDS = (
+    "session_timeout_sec",
+    "max_chunk_ms",
+    "max_audio_seconds_per_session",
+    "partial_decode_interval_sec",
+)
 _LIMITS_IN_SECONDS += ("max_buffer_sec", "decode_queue_timeout_sec", "decode_timeout_sec")
 _LIMITS_IN_SECONDS += ("create_session_rps", "max_audio_bytes_per_sec")
 BAD |= {f"grpc_{name}": ["soon", "nan", "inf", "5s"] for name in _LIMITS_IN_SECONDS}
