@@ -123,9 +123,9 @@ happenings = st.lists(
 )
 
 
-@given(happenings, st.sampled_from([None, 0.2, 1.5]))
+@given(happenings, st.sampled_from([None, 0.2, 1.5]), st.booleans())
 def test_results_grow_there_is_one_final_and_everything_is_given_back(
-    happened: list[tuple[str, float]], interval: float | None
+    happened: list[tuple[str, float]], interval: float | None, abandoned: bool
 ) -> None:
     driven = Driven(StreamPolicy(partial_interval_seconds=interval, session_timeout_seconds=20.0))
     for what, amount in happened:
@@ -141,10 +141,11 @@ def test_results_grow_there_is_one_final_and_everything_is_given_back(
                 driven.hear()
             case "later":
                 driven.later(amount)
-    if driven.stream.session is not None:
-        driven.take(driven.stream.half_close(driven.now))
-    for _ in range(3):
-        driven.hear()
+    if not abandoned:
+        if driven.stream.session is not None:
+            driven.take(driven.stream.half_close(driven.now))
+        for _ in range(3):
+            driven.hear()
     driven.stream.close()
     finals = [result for result in driven.results if result.is_final]
     partials = [result for result in driven.results if result.partial]
