@@ -148,7 +148,7 @@ def build_listeners(settings: Settings, service: Service, keys: Keys, loader: Lo
             app = build_app(settings, service, [surface], keys, alone=True)
             listeners.append(HttpListener(surface, app, settings.host, port))
         if "grpc" in settings.surfaces:
-            listeners.append(_grpc_listener(settings, service))
+            listeners.append(_grpc_listener(settings, service, keys))
         if settings.ops:
             plane = operations_app(settings, service, loader, plans)
             listeners += _operations_listener(settings, plane)
@@ -170,14 +170,14 @@ def _operations_listener(settings: Settings, plane: FastAPI) -> list[Listener]:
         return []
 
 
-def _grpc_listener(settings: Settings, service: Service) -> Listener:
+def _grpc_listener(settings: Settings, service: Service, keys: Keys) -> Listener:
     os.environ.setdefault(
         "GRPC_ENABLE_FORK_SUPPORT", "false"
     )  # engines start programs, they do not go on in a fork of ours
     from server.surfaces import rpc  # grpc takes a while to import
 
     credentials = rpc.credentials(settings)
-    server = rpc.server(settings, service, _clients(settings))
+    server = rpc.server(settings, service, _clients(settings), keys)
     return GrpcListener("grpc", server, settings.grpc_host or settings.host, settings.grpc_port, credentials)
 
 
