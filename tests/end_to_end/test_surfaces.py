@@ -12,32 +12,18 @@ import pytest
 
 from harness.corpus import Utterance
 from harness.drivers import DRIVERS
-from harness.drivers.base import Request, Transport, address
+from harness.drivers.base import Request, address
 from harness.latency import measure
 from harness.replay import Cell, Replayed, replay
 from harness.replay.carrying import Destination
 from harness.timeline import Kind, Outcome, StreamRecord
-from server.config import listening
 from tests.end_to_end.conftest import Serve
 from tests.end_to_end.running_server import KEY, ROOT, RunningServer
 from tests.end_to_end.speech import distinct_words
+from tests.end_to_end.surfaces import NAMES, OPTIONS, WHOLE, target
 from wire.scripted import speak
 from wire.words import TimedWord
 
-SURFACES = {
-    "yap": "yap",
-    "realtime": "realtime",
-    "openai-realtime": "openai",
-    "openai-files": "openai",
-    "sessions": "sessions",
-    "rest": "rest",
-    "rest-stream": "rest",
-    "grpc": "grpc",
-}
-"""The surface of the server that each driver speaks to."""
-NAMES = tuple(name for name, surface in SURFACES.items() if surface in listening.SURFACES)
-WHOLE = tuple(name for name in NAMES if DRIVERS[name].whole)
-OPTIONS = ("--unlimited", f"--surfaces={','.join(listening.SURFACES)}", *("--grpc-port=0",) * ("grpc" in NAMES))
 STREAMS = 3
 
 
@@ -57,10 +43,9 @@ def corpus() -> tuple[list[Utterance], dict[str, bytes]]:
 
 def destination(name: str, server: RunningServer, delay_ms: int | None, options: dict[str, str]) -> Destination:
     driver = DRIVERS[name]
-    target = f"grpc://127.0.0.1:{server.ports['grpc']}" if driver.transport is Transport.GRPC else server.ws("")
     request = Request("scripted", delay_ms, None, options)
     driver.check(request)
-    url, headers = address(driver, target, KEY, request)
+    url, headers = address(driver, target(name, server), KEY, request)
     return Destination(driver, url, headers, request)
 
 
