@@ -78,15 +78,16 @@ def event_delays_ms(record: StreamRecord, delay_ms: int) -> tuple[list[float], i
     words = {word.text: word for word in record.words or ()}
     delays: list[float] = []
     seen = 0
-    for entry in record.of(Kind.APPENDED):
-        texts = (entry.text or "").split()
-        seen += len(texts)
-        if not texts or texts[-1] not in words:
+    for t_ns, stable, tentative in record.shown():
+        texts = (stable + tentative).split()
+        if len(texts) <= seen:
             continue
-        packet = packets[min(bisect_left(heard, words[texts[-1]].end + delay_ms / 1000 - 1e-6), len(packets) - 1)]
-        delays.append((entry.t_ns - (packet.due_ns or 0)) / 1e6)
-    if not seen:  # the text came in one piece
-        seen = len(record.hypothesis.split())
+        before, seen = seen, len(texts)
+        if before == 0 and seen == len(words):
+            continue  # the text came in one piece
+        if texts[-1] in words:
+            packet = packets[min(bisect_left(heard, words[texts[-1]].end + delay_ms / 1000 - 1e-6), len(packets) - 1)]
+            delays.append((t_ns - (packet.due_ns or 0)) / 1e6)
     return delays, len(words) - seen
 
 

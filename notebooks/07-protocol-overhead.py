@@ -76,7 +76,7 @@ studies.by_setting(table, "server_cpu_seconds_per_audio_second")
 # %% [markdown]
 # ## Bytes
 #
-# Counted from the frames that a client sends, headers of WebSocket, HTTP and gRPC included, TCP's not; a whole recording is one of ten seconds. PCM itself is 32 kB per second.
+# Counted from the frames a client sends and the headers round them, TCP's left out; of whole recordings ten seconds. PCM is 32 kB/s.
 
 # %%
 overhead.upstream_table(list(dict.fromkeys(table.frame[overhead.PROTOCOL])), (20, 80, 320))
