@@ -44,7 +44,6 @@ class GrpcDriver(Driver):
     transport = Transport.GRPC
     path = f"{SERVICE}/StreamingRecognize"
     title = "this project's server, gRPC streaming"
-    settable_delay = False
     announces_ready = False
     describes_itself = False
     server_options = ("--surfaces=grpc", "--grpc-port=0", "--unlimited")
@@ -68,6 +67,7 @@ class GrpcDriver(Driver):
         key = headers.get("Authorization", "").removeprefix("Bearer ")
         attributes |= {"api_key": key} if key else {}
         attributes |= {} if request.model is None else {"model_id": request.model}
+        attributes |= {} if request.delay_ms is None else {"delay_ms": str(request.delay_ms)}
         if _number(request, "vad_threshold", 1.0):
             attributes["emit_final_on_vad"] = "true"  # else an utterance that silence ended looks like a partial text
         asked = stt_pb2.SessionRequest(

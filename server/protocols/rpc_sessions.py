@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
@@ -107,7 +107,7 @@ class VadSlots:
 
 class RpcSessions:
     """See the module. ``choose_model`` turns the name a client gave (None: none) into that of a loaded model, None for the default one;
-    ``languages`` tells which languages the engine of that model can be told; ``new_token`` makes 32 hexadecimal digits.
+    ``languages`` and ``delays_ms`` tell what the engine of that model can be asked for; ``new_token`` makes 32 hexadecimal digits.
     """
 
     def __init__(
@@ -117,12 +117,14 @@ class RpcSessions:
         new_token: Callable[[], str],
         choose_model: Callable[[str | None], str | None] = lambda name: None,  # noqa: ARG005
         languages: Callable[[str | None], frozenset[str]] = lambda model: frozenset(LANGUAGES),  # noqa: ARG005
+        delays_ms: Callable[[str | None], Sequence[int]] = lambda model: (),  # noqa: ARG005
     ) -> None:
         self.policy = policy
         self._figures = figures
         self._new_token = new_token
         self._choose_model = choose_model
         self._languages = languages
+        self._delays_ms = delays_ms
         self._sessions: dict[str, RpcSession] = {}
         self._unstreamed: OrderedDict[str, RpcSession] = OrderedDict()  # oldest first
         self._by_ip: Counter[str] = Counter()
@@ -169,6 +171,8 @@ class RpcSessions:
             raise SttRefusedError(
                 errors.DECODE_OPTION_INVALID, f"decode profile {profile} has unknown options: {', '.join(unknown)}"
             )
+        model = self._choose_model(_first(attributes, "model_id", "model") or None)
+        delay_seconds = self._delay_seconds(attributes, model)
         threshold = _threshold(request, policy)
         endpointer = self._endpointer(request, threshold)
         self._take_slot(threshold)
@@ -179,9 +183,31 @@ class RpcSessions:
         own = policy.profiles.of(profile)
         task = _TASKS.get(request.task) or (str(own["task"]) if own.get("task") in _TASKS.values() else policy.task)
         language = self._language(request.language_code, str(own.get("language") or ""))
-        session = self._session(request, ip, api_key, endpointer, now, profile, task, language)
+        options = StreamOptions(
+            delay_seconds=delay_seconds,
+            endpointing=endpointer is not None,
+            language=language if language in self._languages(model) else None,
+            model=model,
+            endpointer=endpointer,
+            task=task,
+            profile=policy.profiles.for_engine(profile),
+            temperature=policy.profiles.temperature(profile),
+        )
+        session = self._session(request, ip, api_key, now, language, options)
         self._register(session)
         return _response(request, session, attributes, profile, threshold, _silence(request, policy))
+
+    def _delay_seconds(self, attributes: Mapping[str, str], model: str | None) -> float | None:
+        """The transcription delay that the additive attribute ``delay_ms`` asks for."""
+        text = _first(attributes, "delay_ms")
+        if not text:
+            return None
+        possible = self._delays_ms(model)
+        if not text.isdecimal() or int(text) not in possible:
+            known = ", ".join(map(str, possible)) or "none but the server's own"
+            message = f"attribute delay_ms {text!r:.20} is not possible here; possible: {known}"
+            raise SttRefusedError(errors.DECODE_OPTION_INVALID, message)
+        return int(text) / 1000
 
     def _check_places(self, ip: str, api_key: str) -> None:
         policy = self.policy
@@ -226,27 +252,9 @@ class RpcSessions:
         return self.policy.language if self.policy.language_fix else ""
 
     def _session(
-        self,
-        request: SessionRequest,
-        ip: str,
-        api_key: str,
-        endpointer: EndpointerSettings | None,
-        now: float,
-        profile: str,
-        task: str,
-        language: str,
+        self, request: SessionRequest, ip: str, api_key: str, now: float, language: str, options: StreamOptions
     ) -> RpcSession:
         attributes = request.attributes
-        model = self._choose_model(_first(attributes, "model_id", "model") or None)
-        options = StreamOptions(
-            endpointing=endpointer is not None,
-            language=language if language in self._languages(model) else None,
-            model=model,
-            endpointer=endpointer,
-            task=task,
-            profile=self.policy.profiles.for_engine(profile),
-            temperature=self.policy.profiles.temperature(profile),
-        )
         asked = _first(attributes, "emit_final_on_vad", "final_on_vad", "vad_final").lower()
         return RpcSession(
             id=request.session_id,
@@ -254,7 +262,7 @@ class RpcSessions:
             api_key=api_key,
             token=self._new_token() if request.require_token else "",
             auto_end=request.vad_mode == VADMode.VAD_AUTO_END,
-            endpointer=endpointer,
+            endpointer=options.endpointer,
             language=language,
             final_on_vad=asked in _YES if asked else self.policy.final_on_vad,
             options=options,

@@ -44,6 +44,7 @@ def server(settings: Settings, service: Service, clients: Clients, keys: Keys) -
         lambda: secrets.token_hex(16),
         _model_chooser(service),
         lambda model: frozenset(service.models.find(model).engine.info.languages),
+        lambda model: (service.offer(model) or service.default).delays_ms,
     )
     policy = stream_settings(settings)
     pending = None if settings.unlimited else settings.grpc_max_pending_decodes_global

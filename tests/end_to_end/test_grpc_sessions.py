@@ -372,3 +372,22 @@ async def test_a_request_that_is_none_is_refused_with_a_code(serve: Serve) -> No
     async with grpc.aio.insecure_channel(address(serve(*GRPC))) as channel:
         raw: Any = channel.unary_unary("/stt.STTBackend/CreateSession")
         assert await refusal(raw(b"\xff\xff\xff", timeout=SECONDS)) == ("INVALID_ARGUMENT", "ERR1001")
+
+
+@pytest.mark.spec("grpc-90")
+async def test_a_session_can_ask_for_its_delay(serve: Serve) -> None:
+    text = "one two three four five six"
+    pcm = sentence(*text.split())  # 2.4 s
+    async with stub(serve(*OPEN)) as backend:
+        session_id, _ = await create(backend, attributes={"delay_ms": "80"})
+        call = backend.StreamingRecognize(metadata=(("session-id", session_id),), timeout=SECONDS)
+        for chunk in chunks(pcm[:38_400], session_id, final="never"):
+            await call.write(chunk)
+        assert (await call.read()).text.startswith("one"), "words come while 1.2 of 2.4 s have been spoken"
+        call.cancel()
+        late = await transcribe(backend, pcm, attributes={"delay_ms": "2400"})
+        assert late.finals == [text]
+        assert set(late.partials) <= {text}, "no word ends 2.4 s before the end of 2.4 s: all come at the end"
+        for text in ("81", "fast", "-80"):
+            asked = create(backend, attributes={"delay_ms": text})
+            assert await refusal(asked) == ("INVALID_ARGUMENT", "ERR1010")
