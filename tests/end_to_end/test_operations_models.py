@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.audio_files import wav_file
 from tests.end_to_end.clients import realtime, text_of, yap
 from tests.end_to_end.conftest import Serve
 from tests.end_to_end.plane import ADMIN, FREE, admin, ask, loaded, until
+from tests.end_to_end.rpc_clients import OPEN, chunks, create, stream, stub
 from tests.end_to_end.running_server import ROOT, RunningServer, clean_environment, command
 from tests.end_to_end.speech import sentence
+from tests.end_to_end.test_openai_files import upload
 
 SILENCE = bytes(2 * 16_000)
 
@@ -163,6 +166,23 @@ async def test_two_engines_each_say_their_own(server: RunningServer) -> None:
     assert 'model="other"' not in server.get("/metrics")[1].decode()
     async with realtime(server, model="other") as client:
         assert (await client.error())["code"] == "model_not_found"
+
+
+@pytest.mark.spec("operations-37")
+async def test_a_loaded_model_is_reached_over_every_surface_by_its_id(own_server: Serve, profiles: Path) -> None:
+    options = ("--model-profiles", str(profiles), "--script", json.dumps(saying("first")))
+    server = own_server(*FREE, *OPEN, *options, "--surfaces", "yap,realtime,openai,grpc", environment=ADMIN)
+    await loaded(server, "other", profile_id="second")
+    answer = await upload(server, wav_file(SILENCE), model="other")
+    assert answer.json()["text"] == "second"
+    async with stub(server) as backend:
+        for attributes, said in (({"model_id": "other"}, "second"), ({"model": "default"}, "first")):
+            session_id, _ = await create(backend, attributes=attributes)
+            ended = await stream(backend, chunks(SILENCE, session_id))
+            assert ended.finals == [said]
+    async with realtime(server, model="other") as client:
+        assert await client.say(SILENCE) == "second"
+    assert json.loads(server.get("/v1/models/other")[1])["id"] == "other"
 
 
 @pytest.mark.spec("operations-31")
