@@ -81,11 +81,11 @@ def install_vllm(session: nox.Session, *, cuda: bool) -> Path:
 
 
 def install_to_run(session: nox.Session, extras: str) -> Path:
-    """Install what the session's options need: vLLM is large, and only for those who ask for it."""
+    """Install what the session's options need: vLLM is large, faster-whisper less so, and both only for those who ask for them."""
     options = " ".join(session.posargs)
     if re.search(r"--(chat-)?engine[ =]vllm", options):
         return install_vllm(session, cuda=shutil.which("nvidia-smi") is not None)
-    install(session, extras)
+    install(session, f"{extras},whisper" if re.search(r"--engine[ =]whisper", options) else extras)
     return PROGRAMS
 
 

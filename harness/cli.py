@@ -15,8 +15,12 @@ from harness.commands import gate as commands_gate
 from harness.commands import history as commands_history
 from harness.commands import load as loads
 from harness.commands import log as commands_log
+from harness.commands import serve as commands_serve
 from harness.commands.align import align_dataset
 from harness.commands.capacity import capacity as capacity_command
+from harness.commands.certificate import certificate as certificate_command
+from harness.commands.clean import clean as clean_command
+from harness.commands.doctor import doctor as doctor_command
 from harness.commands.drivers import DriverOption, options_of
 from harness.commands.drivers import drivers as drivers_command
 from harness.commands.errors import UsageError
@@ -50,6 +54,12 @@ app.command("capacity")(capacity_command)
 app.command("drivers")(drivers_command)
 app.command("watch")(watch_command)
 app.command("log")(commands_log.log)
+app.command(context_settings=commands_serve.SERVER_OPTIONS)(commands_serve.serve)
+for _command in (commands_serve.status, commands_serve.logs, commands_serve.stop, commands_serve.restart):
+    app.command()(_command)
+app.command("clean")(clean_command)
+app.command("certificate")(certificate_command)
+app.command("doctor")(doctor_command)
 datasets_app.command("align")(align_dataset)
 
 
@@ -95,6 +105,7 @@ def _expected() -> tuple[type[Exception], ...]:
         "harness.capacity.measuring": "CapacityError",
         "harness.capacity.limits": "LimitError",
         "harness.tracking": "TrackingError",
+        "harness.lifecycle.record": "StateError",
     }
     return (
         UsageError,

@@ -40,6 +40,7 @@ class Announcement(msgspec.Struct, frozen=True):
     engine: str = "unknown"
     model: str = ""
     caveat: str = ""
+    ports: dict[str, int] = {}  # by listener: public, and those of surfaces with a port of their own
 
 
 class Server:
@@ -124,7 +125,7 @@ def start(
             errors="replace",
             env=variables,
             process_group=0,
-            preexec_fn=_end_with_parent,  # one system call, nothing that another thread could hold
+            preexec_fn=end_with_parent,  # one system call, nothing that another thread could hold
         )
     lines: queue.Queue[str | None] = queue.Queue()
     assert process.stdout is not None
@@ -139,7 +140,7 @@ def start(
     return Server(process, announcement, log, api_key, reader)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the child, before it becomes the server: be told to end when the harness dies, however it dies (Linux only)."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

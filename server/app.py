@@ -26,6 +26,7 @@ from server.endpoints.access import Clients, read_network
 from server.endpoints.admin import Plans
 from server.endpoints.auth import Keys
 from server.endpoints.ops import ops_routes, project_version
+from server.endpoints.page import page_routes
 from server.engines.base import ChatEngine, Engine
 from server.engines.loading import Loader
 from server.engines.registry import Models
@@ -57,6 +58,8 @@ def build_app(settings: Settings, service: Service, surfaces: Sequence[str], key
     """
     clients = _clients(settings)
     app = FastAPI(title="Earmark", version=project_version())
+    if settings.page:
+        app.router.routes.extend(page_routes())  # before the operations' own answer to GET /
     app.include_router(ops_routes(service, surfaces, keys if settings.require_key else None))
     for surface in (name for name in ROUTES if name in surfaces):  # their order decides where two have one path
         app.include_router(ROUTES[surface](settings, service, keys, clients))
@@ -140,7 +143,7 @@ def build_listeners(settings: Settings, service: Service, keys: Keys, loader: Lo
             app = build_app(settings, service, [surface], keys)
             listeners.append(HttpListener(surface, app, settings.host, port))
         if "grpc" in settings.surfaces:
-            listeners.append(_grpc_listener(settings, service))
+            listeners.append(_grpc_listener(settings, service, keys))
         if settings.ops:
             plane = operations_app(settings, service, loader, plans)
             listeners += _operations_listener(settings, plane)
@@ -162,14 +165,14 @@ def _operations_listener(settings: Settings, plane: FastAPI) -> list[Listener]:
         return []
 
 
-def _grpc_listener(settings: Settings, service: Service) -> Listener:
+def _grpc_listener(settings: Settings, service: Service, keys: Keys) -> Listener:
     os.environ.setdefault(
         "GRPC_ENABLE_FORK_SUPPORT", "false"
     )  # engines start programs, they do not go on in a fork of ours
     from server.surfaces import rpc  # grpc takes a while to import
 
     credentials = rpc.credentials(settings)
-    server = rpc.server(settings, service, _clients(settings))
+    server = rpc.server(settings, service, _clients(settings), keys)
     return GrpcListener("grpc", server, settings.grpc_host or settings.host, settings.grpc_port, credentials)
 
 

@@ -40,6 +40,8 @@ def build_engine(settings: Settings) -> tuple[Engine, str]:
         return ScriptedEngine(script, delay_seconds), reason
     if chosen == "vllm-remote":
         return _remote_engine(settings), reason
+    if chosen == "whisper":
+        return _whisper(settings), reason
     if importlib.util.find_spec("pocketsphinx") is None:
         raise ConfigError("--engine=sphinx: PocketSphinx is not installed; pip install 'earmark[sphinx]'")
     from server.engines.sphinx.engine import SphinxEngine
@@ -70,6 +72,35 @@ def _remote_engine(settings: Settings) -> Engine:
     except EngineError as error:
         raise ConfigError(f"--backends={','.join(settings.backends):.200} (or EARMARK_BACKENDS): {error}") from None
     return RemoteEngine(remote)
+
+
+def _whisper(settings: Settings) -> Engine:
+    from server.engines.whisper.engine import WhisperEngine
+    from server.engines.whisper.settings import WhisperSettings
+
+    try:
+        return WhisperEngine(
+            WhisperSettings(
+                model=settings.whisper_model,
+                model_dir=settings.whisper_model_dir,
+                download=settings.whisper_download,
+                device=settings.whisper_device,
+                compute_type=settings.whisper_compute_type.strip().lower(),
+                cpu_threads=settings.whisper_cpu_threads,
+                workers=settings.whisper_workers,
+                slots=settings.whisper_slots,
+                profile=settings.whisper_profile,
+                task=settings.whisper_task,
+                language=settings.whisper_language.strip(),
+                default_delay_seconds=settings.delay_ms / 1000,
+                partial_interval_seconds=settings.whisper_interval_seconds,
+                window_seconds=settings.whisper_window_seconds,
+                prompt_characters=settings.whisper_prompt_characters,
+                vad_filter=settings.whisper_vad,
+            )
+        )
+    except EngineError as error:
+        raise ConfigError(f"--engine=whisper: {error}") from None
 
 
 def _no_vllm_because(settings: Settings) -> str:

@@ -110,7 +110,9 @@ def decode_client(frame: str | bytes) -> ClientEvent:
 
 
 def speaks_openai(frame: str | bytes) -> bool:
-    """Whether a first frame is one that only OpenAI's clients send: a session update with its settings in ``session``."""
+    """Whether a first frame is one that only OpenAI's clients send: a session update with its settings in ``session``, and without the
+    ``model`` beside it that vLLM's has.
+    """
     if not isinstance(frame, str) or '"session"' not in frame:
         return False
     try:
@@ -118,7 +120,7 @@ def speaks_openai(frame: str | bytes) -> bool:
     except NOT_JSON:
         return False
     named = isinstance(event, dict) and event.get("type") in ("session.update", "transcription_session.update")
-    return named and isinstance(event.get("session"), dict)
+    return named and isinstance(event.get("session"), dict) and "model" not in event
 
 
 def _client_event(event: dict[str, Any], event_id: str | None) -> ClientEvent:
@@ -213,7 +215,7 @@ def _text(given: Any, param: str) -> str | None:
 def _delay(given: Any, param: str) -> int | None:
     if given is None:
         return None
-    if given not in DELAYS_MS:
+    if not isinstance(given, str) or given not in DELAYS_MS:
         raise EventError("invalid_value", f"{given!r:.50} is not one of {', '.join(DELAYS_MS)}", param)
     return DELAYS_MS[given]
 

@@ -29,6 +29,7 @@ class SessionUpdate:
     model: Any = None
     delay_ms: Any = None
     vad: Any = None
+    tentative: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Commit:
     final: bool
     delay_ms: Any = None
     vad: Any = None
+    tentative: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +143,12 @@ def client_message(envelope: Envelope) -> ClientMessage:
                 raise WireError("missing_audio", "'payload.audio' must be a non-empty base64 string")
             return Append(audio)
         case "input_audio_buffer.commit":
-            return Commit(bool(payload.get("final", False)), payload.get("delay_ms"), payload.get("vad"))
+            final = bool(payload.get("final", False))
+            return Commit(final, payload.get("delay_ms"), payload.get("vad"), payload.get("tentative"))
         case "session.update":
-            return SessionUpdate(payload.get("model"), payload.get("delay_ms"), payload.get("vad"))
+            return SessionUpdate(
+                payload.get("model"), payload.get("delay_ms"), payload.get("vad"), payload.get("tentative")
+            )
         case "cancel":
             reason = payload.get("reason")
             return Cancel(reason) if isinstance(reason, str) and reason else Cancel()
@@ -161,10 +166,12 @@ def encode_client(message: ClientMessage, session_id: str, request_id: str) -> s
     """The frame a client sends. Fields that are ``None`` are left out."""
     payload: dict[str, Any]
     match message:
-        case SessionUpdate(model, delay_ms, vad):
-            kind, payload = "session.update", {"model": model, "delay_ms": delay_ms, "vad": vad}
-        case Commit(final, delay_ms, vad):
-            kind, payload = "input_audio_buffer.commit", {"final": final, "delay_ms": delay_ms, "vad": vad}
+        case SessionUpdate(model, delay_ms, vad, tentative):
+            kind = "session.update"
+            payload = {"model": model, "delay_ms": delay_ms, "vad": vad, "tentative": tentative}
+        case Commit(final, delay_ms, vad, tentative):
+            kind = "input_audio_buffer.commit"
+            payload = {"final": final, "delay_ms": delay_ms, "vad": vad, "tentative": tentative}
         case Append(audio):
             kind, payload = "input_audio_buffer.append", {"audio": audio}
         case Cancel(reason):
@@ -196,7 +203,14 @@ class SessionUpdated(msgspec.Struct, frozen=True, tag_field="type", tag="session
 
 
 class Token(msgspec.Struct, frozen=True, tag_field="type", tag="token"):
-    """Text to append to what was shown."""
+    """Text to append to what was shown. Additive: ``words`` it completes, for clients that asked for ``tentative``."""
+
+    text: str
+    words: tuple[TimedWord, ...] | None = None
+
+
+class Tentative(msgspec.Struct, frozen=True, tag_field="type", tag="tentative"):
+    """Additive, for clients that asked for it: text that may stand behind the tokens, until the next one or a token replaces it."""
 
     text: str
 
@@ -260,7 +274,17 @@ class Unknown:
 
 
 ServerMessage = (
-    SessionCreated | SessionUpdated | Token | Final | Done | Status | Error | PongReply | SessionEnd | CancelledReply
+    SessionCreated
+    | SessionUpdated
+    | Token
+    | Tentative
+    | Final
+    | Done
+    | Status
+    | Error
+    | PongReply
+    | SessionEnd
+    | CancelledReply
 )
 
 _SERVER_TYPES: dict[str, Any] = {
@@ -269,6 +293,7 @@ _SERVER_TYPES: dict[str, Any] = {
         SessionCreated,
         SessionUpdated,
         Token,
+        Tentative,
         Final,
         Done,
         Status,

@@ -18,17 +18,18 @@ from server.config.rest import Rest
 from server.config.rpc import Rpc
 from server.config.sessions import Sessions
 from server.config.streams import Streams
+from server.config.whisper import Whisper
 
 __all__ = ["DELAYS_MS", "SURFACES", "ConfigError", "Settings", "environment_names", "read"]
 
-PARTS: tuple[type[Part], ...] = (Listening, Engines, Streams, Sessions, Rest, OpenAI, Rpc, Operations)
+PARTS: tuple[type[Part], ...] = (Listening, Engines, Whisper, Streams, Sessions, Rest, OpenAI, Rpc, Operations)
 
 
 class ConfigError(Exception):
     """A setting is wrong. The message has one line per wrong setting: its name, its value and what is expected."""
 
 
-class Settings(Listening, Engines, Streams, Sessions, Rest, OpenAI, Rpc, Operations):
+class Settings(Listening, Engines, Whisper, Streams, Sessions, Rest, OpenAI, Rpc, Operations):
     """All settings. A flag wins over the environment, the environment over the default."""
 
     @classmethod

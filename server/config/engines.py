@@ -14,10 +14,10 @@ DELAYS_MS = tuple(range(80, 2401, 80))
 class Engines(Part):
     """engines"""
 
-    engine: Literal["auto", "sphinx", "scripted", "vllm", "vllm-remote"] = setting(
+    engine: Literal["auto", "sphinx", "scripted", "vllm", "vllm-remote", "whisper"] = setting(
         "auto",
         "EARMARK_ENGINE",
-        help="what recognises: vllm (Voxtral), vllm-remote (other servers), sphinx (built in, weak), "
+        help="what recognises: vllm (Voxtral), vllm-remote (other servers), whisper, sphinx (built in, weak), "
         "scripted (says its script); auto takes vllm where CUDA, vLLM and the model are",
     )
     delay_ms: int = setting(

@@ -30,6 +30,7 @@ class Listening(Part):
         "EARMARK_TRUSTED_PROXIES",
         help="proxies whose X-Forwarded-For tells who the client is: networks, addresses or host names, comma-separated",
     )
+    page: bool = setting(True, "EARMARK_PAGE", help="show browsers a page at / on which to speak or drop a file")
     announce: bool = setting(
         False, "EARMARK_ANNOUNCE", help="print one JSON line with the bound address to stdout once it can transcribe"
     )

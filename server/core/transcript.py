@@ -88,7 +88,9 @@ class Transcript:
             segment.text += heard.committed
             reached = heard.audio_seconds if heard.transcribed_seconds is None else heard.transcribed_seconds
             self._hear_text(segment, shown, heard.committed, reached)
-        if segment.stitched or self._timed:
+        if segment.stitched:
+            shown.tentative = heard.tentative if self._timed else self._spaced(heard.tentative)
+        elif self._timed:
             shown.tentative = self._spaced(heard.tentative)
         return shown
 
@@ -102,12 +104,15 @@ class Transcript:
     # ---- by time
 
     def _hear_words(self, segment: Segment, heard: Heard, shown: Shown) -> None:
-        for word in heard.words:
+        for word, text in zip(heard.words, pieces(heard), strict=True):
             timed = segment.in_utterance(word)
             if self._belongs(segment, timed):
-                self._show(self._spaced(word.text), shown)
+                # how the first text of a segment joins what was shown nobody knows; the rest has its own spacing
+                text = text if segment.stitched and self._pieces else self._spaced(text.lstrip())
+                self._show(text, shown)
                 self.words.append(timed)
                 shown.words.append(timed)
+            segment.stitched = True
 
     def _belongs(self, segment: Segment, word: TimedWord) -> bool:
         middle = (word.start + word.end) / 2
@@ -155,6 +160,22 @@ class Transcript:
             self._pieces.append(text)
             self._tail = (self._tail + text)[-SEAM_WINDOW_CHARACTERS:]
             shown.text += text
+
+
+def pieces(heard: Heard) -> list[str]:
+    """The new text cut up by its words, each with the spacing before it. Languages that write no spaces have words all the same.
+
+    A word that the text does not contain stands alone, with a space.
+    """
+    texts, at = [], 0
+    for word in heard.words:
+        start = heard.committed.find(word.text, at)
+        if start < 0:
+            texts.append(" " + word.text)
+        else:
+            texts.append(heard.committed[at : start + len(word.text)])
+            at = start + len(word.text)
+    return texts
 
 
 def _word_starts(text: str) -> list[int]:

@@ -31,6 +31,16 @@ def bearer_key(connection: HTTPConnection) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
+BROWSER_PROTOCOL = "realtime"
+_BROWSER_KEY = "openai-insecure-api-key."
+
+
+def browser_key(connection: HTTPConnection) -> str:
+    """The key that OpenAI's clients in browsers, which can set no header, put among the subprotocols they offer beside ``realtime``."""
+    offered: list[str] = connection.scope.get("subprotocols", [])
+    return next((name.removeprefix(_BROWSER_KEY) for name in offered if name.startswith(_BROWSER_KEY)), "")
+
+
 def openai_error(
     code: str, message: str, kind: str = "invalid_request_error", param: str | None = None
 ) -> dict[str, str | None]:

@@ -42,6 +42,7 @@ def ops_routes(service: Service, surfaces: Sequence[str], keys: Keys | None = No
             "docs_url": "/docs",
             "health_url": "/health",
             "surfaces": list(surfaces),
+            "require_key": keys is not None,
         }
 
     @router.get("/healthz")

@@ -13,7 +13,7 @@ from starlette.websockets import WebSocketDisconnect
 from server.connection import Connection, Surface
 from server.core.limits import Admission
 from server.endpoints.access import Clients
-from server.endpoints.auth import Keys, bearer_key, envelope_key, openai_error
+from server.endpoints.auth import BROWSER_PROTOCOL, Keys, bearer_key, browser_key, envelope_key, openai_error
 from server.protocols import yap
 from server.protocols.base import Close, Reply
 from server.service import Service
@@ -32,7 +32,9 @@ class AsgiSocket:
 
     async def accept(self) -> None:
         with _closed_by_the_server():
-            await self._websocket.accept()
+            # a browser that offers subprotocols gives up unless one is taken
+            browser = BROWSER_PROTOCOL in self._websocket.scope.get("subprotocols", ())
+            await self._websocket.accept(BROWSER_PROTOCOL if browser else None)
 
     async def receive(self) -> str | bytes | None:
         message = await self._websocket.receive()
@@ -132,7 +134,8 @@ def realtime_routes(
     async def realtime(websocket: WebSocket) -> None:
         transcription = openai is not None and websocket.query_params.get("intent") == "transcription"
         asked = openai if openai is not None and transcription else surface
-        if keys is not None and bearer_key(websocket) not in keys:
+        key = bearer_key(websocket) or (browser_key(websocket) if transcription else "")
+        if keys is not None and key not in keys:
             service.metrics.connections_rejected.labels(asked.name, "authentication_failed").inc()
             body = openai_error("invalid_api_key", "missing or wrong API key") if transcription else "Unauthorized"
             await websocket.send_denial_response(JSONResponse({"error": body}, 401))

@@ -89,6 +89,13 @@ class Profiles:
         """The profile's options that only some engines know, sorted."""
         return sorted((set(self.of(name)) & KNOWN_OPTIONS) - APPLIED_OPTIONS)
 
+    def for_engine(self, name: str) -> str:
+        """Which of the two profiles that engines know comes nearest: with more than one beam it is the accurate one."""
+        if name in BY_NUMBER.values():
+            return name
+        beams = [value for option in ("beam_size", "best_of") if isinstance(value := self.of(name).get(option), int)]
+        return "accurate" if max(beams, default=1) > 1 else "realtime"
+
     def temperature(self, name: str) -> float:
         """The first temperature of the profile, 0 where it has none."""
         value = self.of(name).get("temperature", 0.0)

@@ -30,6 +30,8 @@ _TASKS = {Task.TASK_TRANSCRIBE: "transcribe", Task.TASK_TRANSLATE: "translate"}
 class SessionPolicy:
     """What the operator allows and what clients get who say nothing. ``None`` switches a limit off, a rate of 0 too.
 
+    ``accepts`` tells whether a key is one of the server's; with ``None`` its value does not matter.
+
     ``signing_secret`` non-empty: sessions need metadata signed with it (see ``check_signature``), no older than ``signature_seconds``.
     """
 
@@ -41,6 +43,7 @@ class SessionPolicy:
     bytes_rate: float = 32_000.0
     bytes_burst: float = 64_000.0
     require_api_key: bool = False
+    accepts: Callable[[str], bool] | None = None
     vad_silence_seconds: float = 0.5
     vad_threshold: float = 0.5
     vad_slots: int | None = 4
@@ -152,6 +155,8 @@ class RpcSessions:
         wanted = _first(attributes, "api_key_required", "api-key-required").lower() in _YES
         if not api_key and (policy.require_api_key or wanted):
             raise SttRefusedError(errors.API_KEY_MISSING, "attribute api_key is required")
+        if policy.accepts is not None and not policy.accepts(api_key or _bearer(metadata)):
+            raise SttRefusedError(errors.API_KEY_MISSING, "attribute api_key is not one of this server's keys")
         if not self._creations.take(api_key or ip or "anonymous", now):
             raise SttRefusedError(
                 errors.CREATE_SESSION_RATE_LIMITED,
@@ -171,8 +176,9 @@ class RpcSessions:
             if endpointer is not None:
                 self._vad.leave()
             raise SttRefusedError(errors.SESSION_ID_ALREADY_ACTIVE, "session_id is registered already")
-        task = _TASKS.get(request.task, policy.task)
-        language = self._language(request.language_code)
+        own = policy.profiles.of(profile)
+        task = _TASKS.get(request.task) or (str(own["task"]) if own.get("task") in _TASKS.values() else policy.task)
+        language = self._language(request.language_code, str(own.get("language") or ""))
         session = self._session(request, ip, api_key, endpointer, now, profile, task, language)
         self._register(session)
         return _response(request, session, attributes, profile, threshold, _silence(request, policy))
@@ -212,10 +218,11 @@ class RpcSessions:
             silence_seconds=_silence(request, self.policy),
         )
 
-    def _language(self, code: str) -> str:
-        wanted = code.strip().lower()
-        if wanted in LANGUAGES:
-            return wanted
+    def _language(self, *codes: str) -> str:
+        for code in codes:
+            wanted = code.strip().lower()
+            if wanted in LANGUAGES:
+                return wanted
         return self.policy.language if self.policy.language_fix else ""
 
     def _session(
@@ -237,7 +244,7 @@ class RpcSessions:
             model=model,
             endpointer=endpointer,
             task=task,
-            profile=profile,
+            profile=self.policy.profiles.for_engine(profile),
             temperature=self.policy.profiles.temperature(profile),
         )
         asked = _first(attributes, "emit_final_on_vad", "final_on_vad", "vad_final").lower()
@@ -341,6 +348,11 @@ def check_signature(policy: SessionPolicy, session_id: str, metadata: Mapping[st
         )
 
 
+def _bearer(metadata: Mapping[str, str]) -> str:
+    scheme, _, token = metadata.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
 def _first(attributes: Mapping[str, str], *names: str) -> str:
     return next((found for name in names if (found := attributes.get(name, "").strip())), "")
 
@@ -363,6 +375,14 @@ def _silence(request: SessionRequest, policy: SessionPolicy) -> float:
     return request.vad_silence if request.vad_silence > 0 else policy.vad_silence_seconds
 
 
+def _number(profile: str) -> DecodeProfile.ValueType:
+    """The enum's value of a profile; names of the operator's own have none."""
+    for number in DecodeProfile.values():
+        if BY_NUMBER.get(number) == profile:
+            return number
+    return DecodeProfile.DECODE_PROFILE_UNSPECIFIED
+
+
 def _response(
     request: SessionRequest,
     session: RpcSession,
@@ -383,5 +403,5 @@ def _response(
         token_required=request.require_token,
         language_code=session.language,
         task=Task.TASK_TRANSLATE if session.options.task == "translate" else Task.TASK_TRANSCRIBE,
-        decode_profile=next((number for number in DecodeProfile.values() if BY_NUMBER.get(number) == profile), None),
+        decode_profile=_number(profile),
     )

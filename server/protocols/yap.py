@@ -87,6 +87,7 @@ class YapDialect:
         self._in_flight: list[str] = []
         self._started_by: dict[str, str] = {}  # request id -> session id, of requests not over
         self._defaults = StreamOptions()
+        self._wants_tentative = False
 
     def greet(self) -> Sequence[Step]:
         created = yap.SessionCreated(f"sess-{secrets.token_hex(16)}", int(time.time()))
@@ -135,6 +136,7 @@ class YapDialect:
             message = f"model {model!r:.100} is not served here; use {allowed!r}"
             return [self._error("unsupported_model", message, allowed_model=allowed, requested=model)]
         self._defaults = stream_options(served, update.delay_ms, update.vad, self._defaults)
+        self._ask_tentative(update.tentative)
         self._served = served
         delay = self._defaults.delay_seconds
         delay_ms = self._served.default_delay_ms if delay is None else round(delay * 1000)
@@ -143,6 +145,7 @@ class YapDialect:
     def _begin(self, commit: yap.Commit) -> Sequence[Step]:
         request = self._request_id
         options = stream_options(self._served, commit.delay_ms, commit.vad, self._defaults)
+        self._ask_tentative(commit.tentative)
         if self._active == request:
             return []
         steps: list[Step] = []
@@ -152,6 +155,11 @@ class YapDialect:
         self._active = request
         self._started_by[request] = self._session_id
         return [*steps, Start(request, options)]
+
+    def _ask_tentative(self, wanted: Any) -> None:
+        """For this connection from now on; ``None`` leaves it as it is."""
+        if wanted is not None:
+            self._wants_tentative = bool(wanted)
 
     def _finish(self) -> Sequence[Step]:
         wrong = self._not_active()
@@ -180,8 +188,11 @@ class YapDialect:
 
     def tell(self, event: Event) -> Sequence[Step]:
         match event:
-            case Token(request, text):
-                return [self._about(request, yap.Token(text))]
+            case Token(request, text, words):
+                timed = words_field(self._served, words) if self._wants_tentative and words else None
+                return [self._about(request, yap.Token(text, timed))]
+            case Tentative(request, text) if self._wants_tentative:
+                return [self._about(request, yap.Tentative(text))]
             case Final(request):
                 return self._final(request, event)
             case Dropped(request, seconds, limit):

@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from server.config import ConfigError, Settings
 from server.core.session import SessionSettings
 from server.endpoints.access import Clients
+from server.endpoints.auth import Keys
 from server.endpoints.rpc import SERVICE, Rpc, Servicer, TotalBuffer
 from server.engines.registry import UnknownModelError
 from server.protocols.rpc import DecodeQueue, StreamPolicy
@@ -34,10 +35,11 @@ _log = structlog.get_logger("earmark.rpc")
 _EVER = 10 * 365 * 86_400.0
 
 
-def server(settings: Settings, service: Service, clients: Clients) -> Any:
+def server(settings: Settings, service: Service, clients: Clients, keys: Keys) -> Any:
     """The gRPC server with its services, without an address. It needs a running event loop."""
+    accepts = keys.__contains__ if settings.require_key else None
     sessions = RpcSessions(
-        session_settings(settings, vad_available=service.voice is not None),
+        replace(session_settings(settings, vad_available=service.voice is not None), accepts=accepts),
         service.figures,
         lambda: secrets.token_hex(16),
         _model_chooser(service),

@@ -108,6 +108,17 @@ async def test_a_server_can_require_keys_and_never_checks_their_value(serve: Ser
     assert "secret-word" not in server.log()
 
 
+@pytest.mark.spec("grpc-78")
+async def test_a_server_that_is_closed_wants_one_of_its_keys(serve: Serve) -> None:
+    async with stub(serve(*OPEN, "--require-key", key="sesame")) as backend:
+        for attributes in ({}, {"api_key": "another"}):
+            assert await refusal(create(backend, attributes=attributes)) == ("UNAUTHENTICATED", "ERR1009")
+        end = await transcribe(backend, sentence("come", "in"), attributes={"api_key": "sesame"})
+        assert end.finals == ["come in"]
+        request = SessionRequest(session_id=new_id(), vad_threshold_override=0.0)
+        await backend.CreateSession(request, metadata=(("authorization", "Bearer sesame"),))
+
+
 @pytest.mark.spec("grpc-10")
 async def test_sessions_are_created_at_a_rate(serve: Serve) -> None:
     server = serve(*OPEN, "--grpc-create-session-rps", "0.001", "--grpc-create-session-burst", "2")
@@ -290,6 +301,16 @@ async def test_which_decode_profile_a_session_has(
         _, response = await create(backend, decode_profile=number, attributes=attributes)
         assert response.attributes["decode_profile"] == name
         assert response.decode_profile == {"realtime": 1, "accurate": 2, "own": 0}[name]
+
+
+@pytest.mark.spec("grpc-18", "grpc-20")
+async def test_a_profile_can_have_a_language_and_a_task(serve: Serve) -> None:
+    profiles = json.dumps({"realtime": {"language": "de", "task": "translate"}})
+    async with stub(serve(*OPEN, "--grpc-decode-profiles", profiles)) as backend:
+        _, response = await create(backend)
+        assert (response.language_code, response.task) == ("de", Task.TASK_TRANSLATE)
+        _, response = await create(backend, language_code="fr", task=Task.TASK_TRANSCRIBE)
+        assert (response.language_code, response.task) == ("fr", Task.TASK_TRANSCRIBE)
 
 
 @pytest.mark.spec("grpc-20")

@@ -15,6 +15,7 @@ import soxr
 from openai import AsyncOpenAI
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
 
 from harness.audio import load as load_audio
 from harness.corpus import load
@@ -383,6 +384,23 @@ async def test_a_required_key_is_asked_for_in_the_handshake(serve: Serve) -> Non
     assert json.loads(refused.value.response.body)["error"]["code"] == "invalid_api_key"
     async with connect(url, additional_headers={"Authorization": f"Bearer {KEY}"}) as socket:
         assert json.loads(await socket.recv())["type"] == "session.created"
+
+
+@pytest.mark.spec("openai-69")
+async def test_a_browser_offers_its_key_as_a_subprotocol(serve: Serve) -> None:
+    server = serve("--require-key")
+    url = server.ws("/v1/realtime?intent=transcription")
+    async with connect(url, subprotocols=_offered(KEY)) as socket:
+        assert socket.subprotocol == "realtime"
+        assert json.loads(await socket.recv())["type"] == "session.created"
+    for path, key in (("/v1/realtime?intent=transcription", "wrong"), ("/v1/realtime", KEY)):
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(server.ws(path), subprotocols=_offered(key))
+        assert refused.value.response.status_code == 401
+
+
+def _offered(key: str) -> list[Subprotocol]:
+    return [Subprotocol("realtime"), Subprotocol(f"openai-insecure-api-key.{key}")]
 
 
 @pytest.mark.spec("openai-30")

@@ -12,61 +12,12 @@ import pytest
 from harness import report
 from harness.commands import compare as compare_command
 from harness.corpus import load
-from tests.harness import chromium
-from tests.harness.chromium import Page
+from tests import chromium
+from tests.chromium import Page
 from tests.harness.made_runs import make
+from tests.layout import FAULTS
 
 DESKTOP, PHONE = 1280, 390
-SMALLEST_LETTERS = 8.0  # CSS pixels
-
-FAULTS = """
-(() => {
-  const found = [], wide = document.documentElement.clientWidth;
-  const say = (what, element, text) => found.push(`${what}: ${element.tagName} ${(text || element.textContent).trim().slice(0, 60)}`);
-  if (document.documentElement.scrollWidth > wide) found.push(`the page is ${document.documentElement.scrollWidth} wide on ${wide}`);
-  const scrolled = element => element.closest('.wide');
-  const folded = element => element.closest('details:not([open])') && !element.closest('summary');
-  for (const element of document.body.querySelectorAll('*')) {
-    if (element.closest('svg') || element.tagName === 'AUDIO' || folded(element)) continue;
-    const box = element.getBoundingClientRect(), style = getComputedStyle(element);
-    if (box.width && box.right > wide + 1 && !scrolled(element)) say('beyond the edge', element);
-    const scrolls = element.classList.contains('wide');
-    if (style.overflowX !== 'visible' && !scrolls && element.scrollWidth > element.clientWidth + 1) say('cut off', element);
-    if (style.overflowY !== 'visible' && !scrolls && element.scrollHeight > element.clientHeight + 1) say('cut off', element);
-  }
-  const overlap = (a, b, slack) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > slack
-    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2 * slack;
-  for (const svg of document.querySelectorAll('svg')) {
-    const frame = svg.getBoundingClientRect();
-    if (!frame.width) continue;
-    const texts = [...svg.querySelectorAll('text')].filter(text => text.textContent.trim());
-    const boxes = texts.map(text => text.getBoundingClientRect());
-    texts.forEach((text, i) => {
-      const box = boxes[i], letters = parseFloat(getComputedStyle(text).fontSize) * frame.width / svg.viewBox.baseVal.width;
-      if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1 || box.bottom > frame.bottom + 1)
-        say(`outside of "${svg.getAttribute('aria-label')}"`, text);
-      if (letters < SMALLEST) say(`letters of ${letters.toFixed(1)} px in "${svg.getAttribute('aria-label')}"`, text);
-      for (let j = i + 1; j < texts.length; j++)
-        if (overlap(box, boxes[j], 1)) say(`"${texts[j].textContent}" lies on it in "${svg.getAttribute('aria-label')}"`, text);
-    });
-  }
-  const pieces = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const node = walker.currentNode;
-    if (!node.data.trim() || node.parentElement.closest('svg') || folded(node.parentElement)) continue;
-    const range = document.createRange();
-    range.selectNodeContents(node);
-    for (const box of range.getClientRects()) if (box.width > 1) pieces.push({box, node});
-  }
-  pieces.sort((a, b) => a.box.top - b.box.top);
-  pieces.forEach((one, i) => {
-    for (let j = i + 1; j < pieces.length && pieces[j].box.top < one.box.bottom; j++)
-      if (pieces[j].node !== one.node && overlap(one.box, pieces[j].box, 2))
-        say(`"${pieces[j].node.data.trim().slice(0, 40)}" lies on it`, one.node.parentElement, one.node.data);
-  });
-  return found.slice(0, 20);
-})()
-""".replace("SMALLEST)", f"{SMALLEST_LETTERS})")
 
 
 @pytest.fixture(scope="module")

@@ -143,6 +143,7 @@ BAD = {
     "port": ["-1", "65536", "http", "8000.5"],
     "surfaces": ["telepathy", "yap,telepathy", ","],
     "surface_ports": ["realtime", "telepathy=80", "yap=x", "yap=65536", "yap=-1"],
+    "page": ["perhaps"],
     "announce": ["perhaps"],
     "require_key": ["perhaps"],
     "engine": ["whisperx", "vllm2"],
@@ -153,6 +154,17 @@ BAD = {
     "backend_delay_ms": ["-80", "100", "2480", "slow"],
     "backend_slots": ["-1", "all"],
     "backend_start_seconds": ["-1", "soon", "inf"],
+    "whisper_download": ["perhaps"],
+    "whisper_device": ["tpu", "cuda:0"],
+    "whisper_cpu_threads": ["-1", "all"],
+    "whisper_workers": ["0", "-1", "257", "many"],
+    "whisper_slots": ["-1", "all"],
+    "whisper_profile": ["fast"],
+    "whisper_task": ["summarise"],
+    "whisper_interval_seconds": ["0", "0.05", "5.1", "often", "nan"],
+    "whisper_window_seconds": ["0.5", "28.5", "nan"],
+    "whisper_prompt_characters": ["-1", "1001", "some"],
+    "whisper_vad": ["perhaps"],
     "vad": ["perhaps"],
     "uniform_delay": ["perhaps"],
     "allow_untrained_delay": ["perhaps"],
@@ -246,6 +258,7 @@ ANY_TEXT |= {"openai_aliases"}
 ANY_TEXT |= {"trusted_proxies", "ops_trusted_proxies"}  # names are looked up when the server is put together
 ANY_TEXT |= {"model_dir", "compilation_config"}  # read by the vllm engine, which complains itself
 ANY_TEXT |= {"grpc_host", "grpc_signing_secret", "grpc_tls_cert_file", "grpc_tls_key_file"}  # files: as above
+ANY_TEXT |= {"whisper_model", "whisper_model_dir", "whisper_compute_type", "whisper_language"}  # likewise
 ANY_TEXT |= {"chat_model_dir", "chat_model_id", "chat_url", "chat_api_key"}
 
 
@@ -318,6 +331,11 @@ def server(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
         (["--engine", "scripted", "--port", "0", "--script", '{"audio_rate": 0}'], {}, "audio_rate"),
         (["--engine", "vllm-remote"], {}, "no back ends are named"),
         (["--engine", "vllm-remote", "--backends", "ftp://one"], {}, "'ftp://one' is no address of a back end"),
+        (
+            ["--engine", "whisper", "--whisper-language", "klingon"],
+            {},
+            "--engine=whisper: this Whisper model hears 100 languages",
+        ),
         (["--prot", "8000"], {}, "--prot"),
         (["--port"], {}, "--port"),
     ],

@@ -144,6 +144,17 @@ def test_whatever_happens_every_place_is_given_back(happenings: list[tuple[str, 
         create(registry, f"fresh-{number}", now + 2000.0)
 
 
+@pytest.mark.spec("grpc-19")
+@pytest.mark.parametrize(
+    ("name", "known"), [("realtime", "realtime"), ("accurate", "accurate"), ("wide", "accurate"), ("plain", "realtime")]
+)
+def test_engines_are_told_a_profile_that_they_know(name: str, known: str) -> None:
+    profiles = Profiles({"realtime": {"beam_size": 9}, "accurate": {}, "wide": {"beam_size": 4}, "plain": {}})
+    registry = sessions(profiles=profiles)
+    create(registry, "s", attributes={"decode_profile": name}, vad_threshold_override=0.0)
+    assert registry.bind("s", 1.0).options.profile == known
+
+
 @pytest.mark.spec("grpc-21")
 def test_sessions_that_name_no_model_get_one_after_the_other() -> None:
     import asyncio

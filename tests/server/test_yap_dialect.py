@@ -261,3 +261,34 @@ def test_the_session_never_refuses_what_the_dialect_lets_through(actions: list[t
                 for output in session.handle(step, now=0.0):
                     if isinstance(output, Cancelled | Final | Started | Token):
                         dialect.tell(output)
+
+
+@pytest.mark.spec("yap-81")
+@pytest.mark.parametrize("asking", [start(tentative=True), frame("session.update", tentative=True)])
+def test_who_asks_for_it_is_told_tentative_text_and_the_times_of_words(asking: str) -> None:
+    dialect = YapDialect(SERVED)
+    dialect.receive(asking)
+    dialect.receive(start())
+    [tentative] = said(dialect.tell(Tentative("r", " and so")))
+    assert (tentative["type"], tentative["payload"]) == ("tentative", {"text": " and so"})
+    [token] = said(dialect.tell(Token("r", " and", (TimedWord("and", 0.10004, 0.5),))))
+    assert token["payload"] == {"text": " and", "words": [{"text": "and", "start": 0.1, "end": 0.5}]}
+    [bare] = said(dialect.tell(Token("r", " so")))
+    assert bare["payload"] == {"text": " so"}
+
+
+@pytest.mark.spec("yap-81")
+@pytest.mark.parametrize("asking", [start(), start(tentative=False), start(tentative=None)])
+def test_nobody_else_is_told(asking: str) -> None:
+    dialect = YapDialect(SERVED)
+    dialect.receive(asking)
+    assert dialect.tell(Tentative("r", " and so")) == []
+    [token] = said(dialect.tell(Token("r", " and", (TimedWord("and", 0.1, 0.5),))))
+    assert token["payload"] == {"text": " and"}
+
+
+def test_an_engine_without_word_times_gives_tokens_none() -> None:
+    dialect = YapDialect(Served(["served"], [480], 480, timed_words=False, endpointing=True))
+    dialect.receive(start(tentative=True))
+    [token] = said(dialect.tell(Token("r", " and", (TimedWord("and", 0.1, 0.5),))))
+    assert token["payload"] == {"text": " and"}

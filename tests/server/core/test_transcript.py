@@ -134,3 +134,41 @@ def test_words_after_dropped_audio_keep_their_place_in_the_utterance() -> None:
     segment = Segment(0, 10.0, gaps=[(2.0, 1.5)])  # 1.5 s were dropped after 2 s of the segment
     assert segment.in_utterance(TimedWord("before", 1.0, 2.0)) == TimedWord("before", 11.0, 12.0)
     assert segment.in_utterance(TimedWord("after", 2.0, 2.5)) == TimedWord("after", 13.5, 14.0)
+
+
+def test_timed_words_of_languages_without_spaces_stay_together() -> None:
+    transcript = Transcript(timed=True)
+    segment = Segment(0, 0.0)
+    first = transcript.hear(segment, Heard(0, 1.0, "你好", "世界", words=timed("你 好")))
+    assert (first.text, first.tentative) == ("你好", "世界")
+    assert [word.text for word in first.words] == ["你", "好"]
+    assert transcript.hear(segment, Heard(0, 2.0, "世界", words=timed("世 界", 1.0))).text == "世界"
+    assert transcript.text == "你好世界"
+
+
+def test_what_stands_between_timed_words_is_kept() -> None:
+    transcript = Transcript(timed=True)
+    transcript.hear(Segment(0, 0.0), Heard(0, 2.0, "wait - no, no", words=timed("wait no no")))
+    assert transcript.text == "wait - no, no"
+
+
+def test_a_timed_word_that_the_text_does_not_contain_stands_alone() -> None:
+    transcript = Transcript(timed=True)
+    transcript.hear(Segment(0, 0.0), Heard(0, 2.0, "", words=timed("one two")))
+    assert transcript.text == "one two"
+
+
+def test_timed_segments_join_with_one_space_whatever_their_own_spacing() -> None:
+    for text in ("three four", " three four"):
+        transcript = Transcript(timed=True)
+        transcript.hear(Segment(0, 0.0), Heard(0, 1.0, text, words=timed("three four")))
+        assert transcript.text == "three four"
+        transcript.hear(Segment(1, 2.0), Heard(1, 1.0, text, words=timed("three four")))
+        assert transcript.text == "three four three four"
+
+
+def timed(text: str, start: float = 0.0) -> tuple[TimedWord, ...]:
+    """Words of half a second."""
+    return tuple(
+        TimedWord(word, start + number / 2, start + number / 2 + 0.5) for number, word in enumerate(text.split())
+    )

@@ -24,6 +24,7 @@ OPTIONS = (
     "--remote-debugging-port=0",
 )  # fmt: skip
 ANSWER_SECONDS = 60
+WAIT_SECONDS = 30.0
 
 
 def program() -> str | None:
@@ -81,19 +82,64 @@ class Page:
 
     def open(self, path: Path) -> None:
         """Load a file and wait until all of it is there."""
+        self.visit(path.resolve().as_uri())
+
+    def visit(self, url: str) -> None:
+        """Load a page and wait until all of it is there. Errors and requests are counted from here."""
         self.requests.clear()
         self.errors.clear()
         self._events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=url)
         while not any(message.get("method") == "Page.loadEventFired" for message in self._events):
             self._events.append(self._receive())
 
     def evaluate(self, script: str) -> Any:
         """The value of an expression in the page. Raises RuntimeError where it throws."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        found = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True, userGesture=True
+        )
         if "exceptionDetails" in found:
             raise RuntimeError(json.dumps(found["exceptionDetails"]))
         return found["result"].get("value")
+
+    def until(self, condition: str, seconds: float = WAIT_SECONDS) -> Any:
+        """The value of an expression once it is true.
+
+        Raises:
+            AssertionError: it is not within ``seconds``; the message has the page's text and errors.
+        """
+        found = self.evaluate(
+            f"""(async () => {{ const end = performance.now() + {1000 * seconds};
+            for (;;) {{ const found = {condition}; if (found || performance.now() > end) return found || null;
+            await new Promise(done => setTimeout(done, 20)); }} }})()"""
+        )
+        shown = "" if found else self.evaluate("document.body.innerText")
+        assert found, f"not within {seconds} s: {condition}\n{shown[:1000]}\n{self.errors}"
+        return found
+
+    def click(self, selector: str) -> None:
+        """Click the first element that the selector finds, as a person's act."""
+        self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
+
+    def type(self, text: str) -> None:
+        """Text into what has the focus."""
+        self.call("Input.insertText", text=text)
+
+    def press(self, key: str, code: int = 0) -> None:
+        """A key by the name that events give it; ``code`` where the browser itself acts on it."""
+        text = {"Enter": "\r"}.get(key, "")
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code, text=text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
+
+    def give_file(self, selector: str, path: Path) -> None:
+        """Choose a file in a file input."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path.resolve())])
+
+    def before_pages(self, script: str) -> None:
+        """Run a script in every page to come before its own."""
+        self.call("Page.addScriptToEvaluateOnNewDocument", source=script)
 
     def picture(self, clip: Mapping[str, float] | None = None) -> bytes:
         """The whole page, or a part of it, as PNG."""
@@ -109,10 +155,10 @@ class Page:
 
 
 @contextlib.contextmanager
-def browser(executable: str) -> Iterator[Page]:
+def browser(executable: str, *options: str) -> Iterator[Page]:
     """A browser with one empty tab; it ends with the block."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = [executable, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
+        command = [executable, *OPTIONS, *options, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         drained = threading.Thread(target=process.stderr.read, daemon=True)  # a full pipe would stop the browser
