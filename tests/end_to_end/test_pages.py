@@ -86,7 +86,7 @@ NOT_READ = {
 
 
 @pytest.mark.spec("yap-74")
-@pytest.mark.parametrize("page", ["yap.md", "realtime.md", "http.md"])
+@pytest.mark.parametrize("page", ["yap.md", "realtime.md", "http.md", "operations.md"])
 def test_every_variable_that_a_page_names_is_one_of_the_servers(page: str) -> None:
     told = subprocess.run(
         command("--help"), cwd=ROOT, env=clean_environment({}), capture_output=True, text=True, timeout=60, check=True
