@@ -10,6 +10,8 @@ from wire.pcm import BYTES_PER_SAMPLE, bytes_of
 
 _PIECE_BYTES = bytes_of(0.05)
 _FULL_SCALE = 32_768.0
+_MOST_PIECES = 20_000
+"""Of what nobody has taken yet; beyond it, after some 17 minutes, the oldest become one."""
 
 
 class Loudness:
@@ -23,6 +25,9 @@ class Loudness:
         for at in range(0, len(pcm), _PIECE_BYTES):
             piece = np.frombuffer(pcm[at : at + _PIECE_BYTES], dtype="<i2").astype(np.float64)
             self._pieces.append((piece.size * BYTES_PER_SAMPLE, float(np.dot(piece, piece))))
+        while len(self._pieces) > _MOST_PIECES:
+            (size, energy), (more, again) = self._pieces.popleft(), self._pieces.popleft()
+            self._pieces.appendleft((size + more, energy + again))
 
     def take(self, seconds: float) -> float:
         """The RMS (0..1) of the oldest ``seconds``, which are forgotten; 0 where there is nothing."""

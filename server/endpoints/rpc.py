@@ -174,6 +174,7 @@ class _Streaming:
         self._room = asyncio.Event()
         self._end: End | None = None
         self._gone = False
+        self._warned = False
         self._writer: asyncio.Task[None] | None = None
         self._timer: asyncio.Handle | None = None
         self._timer_due = 0.0
@@ -252,10 +253,11 @@ class _Streaming:
             raise SttRefusedError(errors.AUDIO_CHUNK_TOO_LARGE, "the message cannot be read as an AudioChunk")
         ignored = self._service.figures.chunks_ignored
         steps = self._stream.receive(chunk, now)
-        if self._service.figures.chunks_ignored != ignored:
-            _log.warning("chunk of another session ignored", session_id=self._name)
-        else:
+        if self._service.figures.chunks_ignored == ignored:
             self._capture(chunk)
+        elif not self._warned:
+            self._warned = True
+            _log.warning("chunk of another session ignored, as all others will be", session_id=self._name)
         return steps
 
     @property

@@ -43,6 +43,7 @@ _MOST_RESULTS = 10_000
 """So many results may wait for a client that does not read, whatever the settings."""
 
 _MOST_RESULT_CHARACTERS = 8 * 2**20
+_MOST_ARRIVALS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,8 @@ class _Arrivals:
 
     def add(self, end_seconds: float, now: float) -> None:
         self._pieces.append((end_seconds, now))
+        if len(self._pieces) > _MOST_ARRIVALS:
+            del self._pieces[1]  # hours without a text: the first one and the newest ones are enough
 
     def cover(
         self, end_seconds: float, now: float, ended_at: float | None = None, asked_at: float | None = None

@@ -7,10 +7,12 @@ import datetime
 import ipaddress
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from tests.end_to_end.rpc_clients import (
 from tests.end_to_end.running_server import KEY, ROOT, RunningServer, clean_environment, command
 from tests.end_to_end.speech import distinct_words, sentence
 from tests.end_to_end.test_grpc_streams import Live, silence
+from wire.stt.errors import ERRORS
 from wire.stt.stt_pb2_grpc import STTBackendStub
 
 
@@ -383,3 +386,33 @@ async def test_the_load_tools_sessions(serve: Serve) -> None:
     async with asyncio.TaskGroup() as tasks:
         for number in range(8):
             tasks.create_task(channel(number))
+
+
+def test_the_client_of_the_page_works_as_written(serve: Serve, tmp_path: Path) -> None:
+    server = serve(*GRPC)  # with the limits that a server has by default
+    page = (ROOT / "docs" / "protocols" / "grpc.md").read_text(encoding="utf-8")
+    [client] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    with wave.open(str(tmp_path / "speech.wav"), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(sentence("as", "the", "page", "says"))
+    ended_with = subprocess.run(
+        [sys.executable, "-W", "error", "-c", client, str(tmp_path / "speech.wav")],
+        cwd=ROOT,
+        env=clean_environment({"STT_TARGET": address(server)}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended_with.stderr, ended_with.returncode) == ("", 0)
+    assert ended_with.stdout.splitlines()[-1] == "FINAL   0.0-1.5 as the page says"
+
+
+def test_the_error_table_of_the_page_is_that_of_the_code() -> None:
+    page = (ROOT / "docs" / "protocols" / "grpc.md").read_text(encoding="utf-8")
+    told = {
+        code: status
+        for codes, status in re.findall(r"^\| (ERR[\d, ER]+) \| (\w+) \|", page, re.MULTILINE)
+        for code in codes.split(", ")
+    }
+    assert told == {row.code: row.status for row in ERRORS.values() if not row.code.startswith("ERR4")}
