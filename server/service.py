@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from server.core.rpc_figures import RpcFigures
@@ -78,9 +78,12 @@ class Service:
         if not name.strip():
             return None
         try:
-            return self._served(self.models.find(name))
+            model = self.models.find(name)
         except UnknownModelError:
             return None
+        return replace(
+            self._served(model), model=model.id
+        )  # who names a model means that one, also when it is the default no longer
 
     async def drain(self, seconds: float) -> None:
         """Let nobody in, wait until no utterance is under way, at most ``seconds``, then send everybody home with 1012."""

@@ -102,6 +102,7 @@ def test_a_named_port_that_is_taken_stops_the_start() -> None:
 def test_with_the_default_port_taken_the_server_starts_without_the_plane() -> None:
     """Who holds 8001 does not matter: this test where it is free, somebody else where it is not."""
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             taken.bind(("127.0.0.1", 8001))
             taken.listen()
@@ -300,7 +301,7 @@ async def test_while_the_server_drains_it_is_unhealthy(
 @pytest.mark.spec("operations-19")
 async def test_engines_that_fail_most_utterances_are_unhealthy_until_the_window_is_over(serve: Serve) -> None:
     script = '{"faults": [{"at": 0.1}]}'
-    server = serve(*FREE, "--script", script, "--health-min-events", "3", "--health-window-seconds", "2")
+    server = serve(*FREE, "--script", script, "--health-min-events", "3", "--health-window-seconds", "6")
     async with yap(server) as client:
         for number in range(3):
             assert ask(server, "/health").status == 200, "too few to say anything"

@@ -425,7 +425,7 @@ async def test_the_last_model_stays_and_what_is_not_there_cannot_go(server: Runn
 @pytest.mark.spec("operations-40")
 async def test_when_the_default_goes_the_next_one_takes_its_place(server: RunningServer) -> None:
     await loaded(server, "other", profile_id="second")
-    async with yap(server) as running:
+    async with yap(server) as running, realtime(server) as naming:
         await running.start()
         await running.append(sentence("still", "the"))
         await running.receive()
@@ -439,6 +439,10 @@ async def test_when_the_default_goes_the_next_one_takes_its_place(server: Runnin
         await running.append(SILENCE, "r2")
         await running.finish("r2")
         assert text_of(await running.heard("r2")) == "second"
+        await naming.start()
+        assert (await naming.error())["code"] == "model_not_found", (
+            "it named the one that went: it is not given another"
+        )
     assert json.loads(server.get("/health")[1])["status"] == "healthy"
     assert admin(server, "/unload_model?model_id=other", {}).refusal == (400, "ERR4003")
     assert await asyncio.to_thread(server.stop) == 0

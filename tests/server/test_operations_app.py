@@ -129,6 +129,22 @@ async def test_an_engine_that_has_died_is_unhealthy() -> None:
         assert (told["model_worker_total"], told["model_worker_shutdown"]) == (4000, 2000)
 
 
+@pytest.mark.spec("operations-20")
+async def test_health_asks_for_grpc_where_it_was_asked_for() -> None:
+    chosen = settings("--surfaces", "yap,grpc")
+    service = build_service(chosen, Mortal())
+    async with plane(chosen, service) as client:
+        answer = await client.get("/health")
+        assert (answer.status_code, answer.json()["grpc_running"], answer.json()["model_pool_healthy"]) == (
+            500,
+            False,
+            True,
+        )
+        service.serving.add("grpc")
+        answer = await client.get("/health")
+        assert (answer.status_code, answer.json()["grpc_running"]) == (200, True)
+
+
 @pytest.mark.spec("operations-23", "operations-24")
 async def test_sessions_by_api_key_are_told_on_demand_alone() -> None:
     service = build_service(settings(), Mortal())
