@@ -221,26 +221,15 @@ BAD = {
     "log_level": ["loud", "notset"],
     "log_format": ["xml"],
 }
-_LIMITS_IN_SECONDS: tuple[str, ...] = (
-    "session_timeout_sec",
-    "max_chunk_ms",
-    "max_audio_seconds_per_session",
-    "partial_decode_interval_sec",
-)
-_LIMITS_IN_SECONDS += ("max_buffer_sec", "decode_queue_timeout_sec", "decode_timeout_sec")
-_LIMITS_IN_SECONDS += ("create_session_rps", "max_audio_bytes_per_sec")
-BAD |= {f"grpc_{name}": ["soon", "nan", "inf", "5s"] for name in _LIMITS_IN_SECONDS}
-_COUNTS: tuple[str, ...] = (
-    "max_sessions",
-    "max_sessions_per_ip",
-    "max_sessions_per_api_key",
-    "vad_model_pool_size",
-    "max_buffer_bytes",
-)
-_COUNTS += ("max_total_buffer_bytes", "max_pending_decodes_per_stream", "max_pending_decodes_global")
-BAD |= {f"grpc_{name}": ["many", "1.5", "nan"] for name in _COUNTS}
-_SWITCHES = ("require_api_key", "emit_final_on_vad", "language_fix", "tls_required")
-BAD |= {f"grpc_{name}": ["perhaps"] for name in _SWITCHES}
+_SECONDS = """session_timeout_sec max_chunk_ms max_audio_seconds_per_session partial_decode_interval_sec max_buffer_sec
+decode_queue_timeout_sec decode_timeout_sec create_session_rps max_audio_bytes_per_sec"""
+_COUNTS = """max_sessions max_sessions_per_ip max_sessions_per_api_key vad_model_pool_size max_buffer_bytes max_total_buffer_bytes
+max_pending_decodes_per_stream max_pending_decodes_global"""
+BAD |= {f"grpc_{name}": ["soon", "nan", "inf", "5s"] for name in _SECONDS.split()}
+BAD |= {f"grpc_{name}": ["many", "1.5", "nan"] for name in _COUNTS.split()}
+BAD |= {
+    f"grpc_{name}": ["perhaps"] for name in ("require_api_key", "emit_final_on_vad", "language_fix", "tls_required")
+}
 BAD |= {
     "grpc_port": ["-1", "65536", "grpc"],
     "grpc_create_session_burst": ["-1", "many", "nan"],

@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.core.events import Audio, Finish, Heard, OpenSegment, SegmentDone, Start
+from server.core.events import (
+    Audio,
+    Final,
+    Finish,
+    Heard,
+    OpenSegment,
+    SegmentDone,
+    Speech,
+    Start,
+    Started,
+    Token,
+    Usage,
+)
 from server.core.events import CloseSegment as Close
 from server.core.events import Feed as Fed
 from server.core.rpc_figures import DecodeTiming, RpcFigures
@@ -19,7 +31,7 @@ from server.protocols.rpc import DecodeQueue, End, Outbox, Result, RpcStream, St
 from server.protocols.rpc_sessions import RpcSessions, SessionPolicy
 from wire.pcm import bytes_of, seconds_of
 from wire.stt.errors import SttRefusedError
-from wire.stt.stt_pb2 import AudioChunk, SessionRequest
+from wire.stt.stt_pb2 import AudioChunk, SessionRequest, VADMode
 
 
 @dataclass
@@ -111,9 +123,9 @@ happenings = st.lists(
 )
 
 
-@given(happenings, st.sampled_from([None, 0.2, 1.5]))
+@given(happenings, st.sampled_from([None, 0.2, 1.5]), st.booleans())
 def test_results_grow_there_is_one_final_and_everything_is_given_back(
-    happened: list[tuple[str, float]], interval: float | None
+    happened: list[tuple[str, float]], interval: float | None, abandoned: bool
 ) -> None:
     driven = Driven(StreamPolicy(partial_interval_seconds=interval, session_timeout_seconds=20.0))
     for what, amount in happened:
@@ -129,10 +141,11 @@ def test_results_grow_there_is_one_final_and_everything_is_given_back(
                 driven.hear()
             case "later":
                 driven.later(amount)
-    if driven.stream.session is not None:
-        driven.take(driven.stream.half_close(driven.now))
-    for _ in range(3):
-        driven.hear()
+    if not abandoned:
+        if driven.stream.session is not None:
+            driven.take(driven.stream.half_close(driven.now))
+        for _ in range(3):
+            driven.hear()
     driven.stream.close()
     finals = [result for result in driven.results if result.is_final]
     partials = [result for result in driven.results if result.partial]
@@ -208,3 +221,68 @@ def test_places_go_to_those_who_wait_longest_and_come_back_from_those_who_give_u
     third.hear()
     assert [result.text for result in third.results if result.is_final] == ["w1 w2"]
     assert (figures.decodes_pending, figures.decodes_waiting) == (0, 0)
+
+
+spoken_utterances = st.lists(st.tuples(st.booleans(), st.floats(0.5, 5.0)), min_size=0, max_size=8)
+
+
+@pytest.mark.spec("grpc-39", "grpc-43", "grpc-44", "grpc-48")
+@given(spoken_utterances, st.booleans(), st.booleans(), st.booleans())
+def test_utterances_that_silence_ends(
+    utterances: list[tuple[bool, float]], last_has_text: bool, auto_end: bool, final_on_vad: bool
+) -> None:
+    """Utterances with and without text, each ended by silence, then the end of the audio; told to the stream event by event."""
+    figures = RpcFigures()
+    sessions = RpcSessions(SessionPolicy(bytes_rate=0.0, final_on_vad=final_on_vad), figures, lambda: "f" * 32)
+    request = SessionRequest(
+        session_id="s", vad_threshold=0.5, vad_mode=VADMode.VAD_AUTO_END if auto_end else VADMode.VAD_CONTINUE
+    )
+    sessions.create(request, "ip", 0.0, {}, 0.0)
+    queue = DecodeQueue(None, figures)
+    stream = RpcStream(sessions, StreamPolicy(partial_interval_seconds=None), figures, queue, 0.0)
+    steps: list[object] = list(stream.receive(AudioChunk(pcm16=bytes(3200), session_id="s"), 0.0))
+    expected: list[tuple[str, float]] = []
+    offset, now = 0.0, 1.0
+
+    def tell(*events: Started | Token | Speech | Final) -> None:
+        for event in events:
+            steps.extend(stream.tell(event, 0.0, now))
+
+    def final(text: str, seconds: float, ended_by: str) -> Final:
+        return Final("stream", text, (), Usage(), 0.08, seconds, ended_by)
+
+    tell(Started("stream", 0.08))
+    for number, (has_text, seconds) in enumerate(utterances):
+        if stream.over:
+            break
+        text = f" said {number}" if has_text else ""
+        tell(Speech("stream", True, 0.2))
+        assert figures.vad_utterances == 1
+        if text:
+            tell(Token("stream", text))
+            expected.append((text.strip(), offset + 0.2))
+        tell(Speech("stream", False, seconds - 0.1))
+        assert figures.decodes_pending == 1
+        tell(final(text, seconds, "silence"), Started("stream", 0.08))
+        assert (figures.decodes_pending, figures.vad_utterances) == (0, 0)
+        offset += seconds
+    results = [step for step in steps if isinstance(step, Result)]
+    assert [result.text for result in results] == [text for text, _ in expected]
+    assert [result.start_seconds for result in results] == pytest.approx([start for _, start in expected])
+    assert all(result.is_final is (auto_end or final_on_vad) for result in results)
+    if auto_end and utterances:
+        assert isinstance(steps[-1], End), "the first one ends the stream, with text or without"
+        assert len(expected) <= 1
+    else:
+        steps.clear()
+        steps.extend(stream.half_close(now))
+        rest = " the rest" if last_has_text else ""
+        tell(final(rest, 1.0, "client"))
+        finals = [step for step in steps if isinstance(step, Result)]
+        owed = expected and not final_on_vad and not auto_end
+        told = "the rest" if last_has_text else expected[-1][0] if owed else None
+        assert [result.text for result in finals] == ([] if told is None else [told])
+        assert all(result.is_final for result in finals)
+        assert steps[-1] == End()
+    stream.close()
+    assert len(sessions) == figures.decodes_pending == figures.vad_utterances == 0
