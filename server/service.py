@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from server.core.rpc_figures import RpcFigures
@@ -83,9 +83,12 @@ class Service:
         if not name.strip():
             return None
         try:
-            return self._served(self.models.find(name))
+            model = self.models.find(name)
         except UnknownModelError:
             return None
+        return replace(
+            self._served(model), model=model.id
+        )  # who names a model means that one, also when it is the default no longer
 
     def one(self, kind: type[T], make: Callable[[], T]) -> T:
         """What a surface has once, on however many listeners it is served; made by whoever asks first."""

@@ -25,6 +25,19 @@ __all__ = ["DELAYS_MS", "SURFACES", "ConfigError", "Settings", "environment_name
 PARTS: tuple[type[Part], ...] = (Listening, Engines, Whisper, Streams, Sessions, Rest, OpenAI, Rpc, Operations)
 
 
+LIVE_VARIABLES = (
+    "STT_OBSERVABILITY_TOKEN",
+    "STT_PUBLIC_HEALTH",
+    "STT_HEALTH_DETAIL_MODE",
+    "STT_ENABLE_GPU_METRICS",
+    "STT_ADMIN_ENABLED",
+    "STT_ADMIN_TOKEN",
+    "STT_ADMIN_ALLOW_MODEL_PATH",
+    "STT_ADMIN_MODEL_PATH_ALLOWLIST",
+)
+"""Tokens and switches of the operations plane, which may change while the server runs."""
+
+
 class ConfigError(Exception):
     """A setting is wrong. The message has one line per wrong setting: its name, its value and what is expected."""
 
@@ -83,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m server",
         allow_abbrev=False,
         description="Serve streaming speech-to-text. Every option can also be set by the environment variable in brackets.",
+        epilog="Read anew at each request to the operations plane, and from the environment alone: "
+        + ", ".join(LIVE_VARIABLES)
+        + ".",
     )
     groups = {part: parser.add_argument_group(str(part.__doc__)) for part in PARTS}
     for name, field in Settings.model_fields.items():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import structlog
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +22,8 @@ from wire.stt.errors import (
     MODEL_UNLOAD_FAILED,
     SttRefusedError,
 )
+
+_log = structlog.get_logger("earmark.models")
 
 _ID = Field(min_length=1, max_length=200, pattern=r"^\S(.*\S)?$")
 
@@ -123,10 +126,12 @@ def admin_routes(loader: Loader, plans: Plans, switches: Switches) -> APIRouter:
     async def unload_model(
         model_id: str, drain_timeout_sec: Annotated[float | None, Query(ge=0, le=86400, allow_inf_nan=False)] = None
     ) -> dict[str, object]:
+        _log.info("unloading a model", model=model_id, drain_seconds=drain_timeout_sec)
         try:
             await models.unload(model_id, drain_timeout_sec)
         except (UnknownModelError, InUseError) as error:
             raise SttRefusedError(MODEL_UNLOAD_FAILED, str(error)) from None
+        _log.info("a model was unloaded", model=model_id)
         return {"status": "unloaded", "model_id": model_id}
 
     @router.get("/list_models")

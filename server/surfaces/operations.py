@@ -93,7 +93,8 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
         status = "NOT_FOUND" if error.status_code == 404 else "INVALID_ARGUMENT"
         why = SttError(REQUEST_INVALID, "REQUEST_INVALID", status, error.status_code)
         answer = refusal(
-            SttRefusedError(why, f"{request.method} {request.url.path:.200}: {error.detail}"), service.other_figures
+            SttRefusedError(why, f"{request.method} {request.scope['path']:.200}: {error.detail}"),
+            service.other_figures,
         )
         answer.headers.update(error.headers or {})
         return answer

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.end_to_end.clients import realtime, yap
 from tests.end_to_end.conftest import Serve
 from tests.end_to_end.plane import FREE, ask, until
+from tests.end_to_end.rpc_clients import OPEN, chunks, create, refusal, stream, stub
 from tests.end_to_end.running_server import ROOT, RunningServer, clean_environment, command, read_metric
 from tests.end_to_end.speech import sentence
 
@@ -101,6 +102,7 @@ def test_a_named_port_that_is_taken_stops_the_start() -> None:
 def test_with_the_default_port_taken_the_server_starts_without_the_plane() -> None:
     """Who holds 8001 does not matter: this test where it is free, somebody else where it is not."""
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             taken.bind(("127.0.0.1", 8001))
             taken.listen()
@@ -299,7 +301,7 @@ async def test_while_the_server_drains_it_is_unhealthy(
 @pytest.mark.spec("operations-19")
 async def test_engines_that_fail_most_utterances_are_unhealthy_until_the_window_is_over(serve: Serve) -> None:
     script = '{"faults": [{"at": 0.1}]}'
-    server = serve(*FREE, "--script", script, "--health-min-events", "3", "--health-window-seconds", "2")
+    server = serve(*FREE, "--script", script, "--health-min-events", "3", "--health-window-seconds", "6")
     async with yap(server) as client:
         for number in range(3):
             assert ask(server, "/health").status == 200, "too few to say anything"
@@ -354,6 +356,29 @@ async def test_figures_count_the_streams_of_every_surface(serve: Serve) -> None:
     assert told["rtf_max"] >= 0.25 / 0.4
     assert told["decode_queue_depth"] == 0
     await until(lambda: ask(server, "/metrics.json").told["active_sessions"] == 0, "both have gone")
+
+
+@pytest.mark.spec("operations-15", "operations-20", "operations-22", "operations-23")
+async def test_grpc_and_the_other_surfaces_are_counted_together(serve: Serve) -> None:
+    server = serve(*FREE, *OPEN, "--ops-show-api-keys")
+    told = ask(server, "/health").told
+    assert (told["status"], told["grpc_running"], told["grpc_enabled"]) == ("ok", True, True)
+    async with stub(server) as backend, yap(server) as envelope:
+        session_id, _ = await create(backend, attributes={"api_key": "somebody"})
+        await envelope.say(sentence("one"))
+        told = ask(server, "/metrics.json").told
+        assert told["active_sessions"] == 2
+        assert told["active_sessions_by_api"] == {"somebody": 1}
+        assert ask(server, "/health").told["active_sessions"] == 2
+        ended = await stream(backend, chunks(sentence("two"), session_id))
+        assert ended.finals == ["two"]
+        assert await refusal(create(backend, "")) == ("INVALID_ARGUMENT", "ERR1001")
+    told = ask(server, "/metrics.json").told
+    assert told["decode_latency_count"] == 1 + len(ended.results), "gRPC counts each of its results"
+    assert told["decode_response_emit_count"] == 1 + len(ended.results)
+    assert told["error_counts"]["INVALID_ARGUMENT"] == 1
+    await until(lambda: ask(server, "/metrics.json").told["active_sessions"] == 0, "both have gone")
+    assert ask(server, "/metrics.json").told["active_sessions_by_api"] == {}
 
 
 @pytest.mark.spec("operations-22")

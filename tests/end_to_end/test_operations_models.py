@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from pathlib import Path
 
+import psutil
 import pytest
 
+from harness.audio import load as load_audio
+from harness.corpus import load
+from tests.audio_files import wav_file
 from tests.end_to_end.clients import realtime, text_of, yap
 from tests.end_to_end.conftest import Serve
 from tests.end_to_end.plane import ADMIN, FREE, admin, ask, loaded, until
+from tests.end_to_end.rpc_clients import OPEN, chunks, create, stream, stub
 from tests.end_to_end.running_server import ROOT, RunningServer, clean_environment, command
 from tests.end_to_end.speech import sentence
+from tests.end_to_end.test_openai_files import upload
 
 SILENCE = bytes(2 * 16_000)
 
@@ -165,6 +172,23 @@ async def test_two_engines_each_say_their_own(server: RunningServer) -> None:
         assert (await client.error())["code"] == "model_not_found"
 
 
+@pytest.mark.spec("operations-37")
+async def test_a_loaded_model_is_reached_over_every_surface_by_its_id(own_server: Serve, profiles: Path) -> None:
+    options = ("--model-profiles", str(profiles), "--script", json.dumps(saying("first")))
+    server = own_server(*FREE, *OPEN, *options, "--surfaces", "yap,realtime,openai,grpc", environment=ADMIN)
+    await loaded(server, "other", profile_id="second")
+    answer = await upload(server, wav_file(SILENCE), model="other")
+    assert answer.json()["text"] == "second"
+    async with stub(server) as backend:
+        for attributes, said in (({"model_id": "other"}, "second"), ({"model": "default"}, "first")):
+            session_id, _ = await create(backend, attributes=attributes)
+            ended = await stream(backend, chunks(SILENCE, session_id))
+            assert ended.finals == [said]
+    async with realtime(server, model="other") as client:
+        assert await client.say(SILENCE) == "second"
+    assert json.loads(server.get("/v1/models/other")[1])["id"] == "other"
+
+
 @pytest.mark.spec("operations-31")
 def test_the_status_of_what_was_never_asked_for_is_unknown(lasting: RunningServer) -> None:
     answer = admin(lasting, "/load_model_status?model_id=never")
@@ -187,8 +211,8 @@ async def test_a_model_that_cannot_be_loaded_says_why_and_may_be_tried_again(las
 @pytest.mark.spec("operations-30", "operations-32")
 async def test_models_are_loaded_one_after_the_other_and_none_twice(own_server: Serve, tmp_path: Path) -> None:
     """A back end that takes the connection and says nothing holds the first one up."""
-    async with await asyncio.start_server(lambda _, __: None, "127.0.0.1", 0) as mute:
-        port = mute.sockets[0].getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
         path = tmp_path / "profiles.yaml"
         path.write_text(
             "model_load_profiles:\n"
@@ -401,7 +425,7 @@ async def test_the_last_model_stays_and_what_is_not_there_cannot_go(server: Runn
 @pytest.mark.spec("operations-40")
 async def test_when_the_default_goes_the_next_one_takes_its_place(server: RunningServer) -> None:
     await loaded(server, "other", profile_id="second")
-    async with yap(server) as running:
+    async with yap(server) as running, realtime(server) as naming:
         await running.start()
         await running.append(sentence("still", "the"))
         await running.receive()
@@ -415,9 +439,47 @@ async def test_when_the_default_goes_the_next_one_takes_its_place(server: Runnin
         await running.append(SILENCE, "r2")
         await running.finish("r2")
         assert text_of(await running.heard("r2")) == "second"
+        await naming.start()
+        assert (await naming.error())["code"] == "model_not_found", (
+            "it named the one that went: it is not given another"
+        )
     assert json.loads(server.get("/health")[1])["status"] == "healthy"
     assert admin(server, "/unload_model?model_id=other", {}).refusal == (400, "ERR4003")
     assert await asyncio.to_thread(server.stop) == 0
+
+
+def processes(server: RunningServer) -> int:
+    return len(psutil.Process(server.process.pid).children(recursive=True))
+
+
+@pytest.mark.spec("operations-38", "operations-40")
+async def test_an_engine_of_processes_comes_goes_and_leaves_none(own_server: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "profiles.yaml"
+    path.write_text("model_load_profiles: {words: {engine: sphinx, pool_size: 2}, fixed: {engine: scripted}}\n")
+    server = own_server(*FREE, "--model-profiles", str(path), environment=ADMIN)
+    assert processes(server) == 0
+    await loaded(server, "words", profile_id="words")
+    assert processes(server) >= 2
+    utterance = next(iter(load("spoken-en").utterances))
+    async with realtime(server, model="words") as client:
+        heard = await client.say(load_audio(utterance))
+        assert set(heard.lower().split()) & set(utterance.text.lower().split()), heard
+    assert admin(server, "/unload_model?model_id=words", {}).status == 200
+    await until(lambda: processes(server) == 0, "its processes have ended")
+
+
+@pytest.mark.spec("operations-40")
+async def test_a_default_engine_of_processes_may_go_and_the_server_ends_well(own_server: Serve, profiles: Path) -> None:
+    server = own_server(
+        *FREE, "--sphinx-workers", "1", "--model-profiles", str(profiles), engine="sphinx", environment=ADMIN
+    )
+    await loaded(server, "other", profile_id="second")
+    assert (await asyncio.to_thread(admin, server, "/unload_model?model_id=default", {})).status == 200
+    await until(lambda: processes(server) == 0, "its processes have ended")
+    async with realtime(server, model="other") as client:
+        assert await client.say(SILENCE) == "second"
+    assert await asyncio.to_thread(server.stop) == 0
+    assert "Traceback" not in server.log()
 
 
 @pytest.mark.spec("operations-41")

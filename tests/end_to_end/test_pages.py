@@ -91,7 +91,7 @@ CODES = {name for name, value in vars(sessions).items() if name == value}
 
 
 @pytest.mark.spec("yap-74")
-@pytest.mark.parametrize("page", ["yap.md", "realtime.md", "http.md", "sessions.md"])
+@pytest.mark.parametrize("page", ["yap.md", "realtime.md", "http.md", "sessions.md", "operations.md"])
 def test_every_variable_that_a_page_names_is_one_of_the_servers(page: str) -> None:
     told = subprocess.run(
         command("--help"), cwd=ROOT, env=clean_environment({}), capture_output=True, text=True, timeout=60, check=True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -73,6 +75,46 @@ async def test_tokens_and_switches_are_looked_up_at_every_request() -> None:
         assert (await client.get("/metrics")).status_code == 200
 
 
+@pytest.mark.spec("operations-28")
+@pytest.mark.parametrize("host", ["plane/x", "plane/metrics?", "plane#", "x@plane"])
+async def test_no_name_of_a_host_leads_past_the_admin_token(host: str) -> None:
+    service = build_service(settings(), Mortal())
+    async with plane(settings(), service, {"STT_ADMIN_ENABLED": "1", "STT_ADMIN_TOKEN": "three"}) as client:
+        for path in ("/admin/list_models", "/%61dmin/list_models", "/admin/list_models/"):
+            answer = await client.get(path, headers={"Host": host})
+            assert (answer.status_code, answer.json()["code"]) == (401, "ERR4004")
+
+
+@pytest.mark.spec("operations-30")
+async def test_at_most_sixteen_models_wait_to_be_loaded(tmp_path: Path) -> None:
+    profiles = tmp_path / "profiles.yaml"
+    mute = socket.create_server(("127.0.0.1", 0))  # takes connections and never says a word
+    port = mute.getsockname()[1]
+    profiles.write_text(
+        f"held: {{backend: vllm-remote, backends: 'ws://127.0.0.1:{port}', backend_start_seconds: 60}}\n"
+    )
+    chosen = settings("--model-profiles", str(profiles))
+    service = build_service(chosen, Mortal())
+    loader, plans = build_loader(chosen, service)
+    app = operations_app(chosen, service, loader, plans, {"STT_ADMIN_ENABLED": "1", "STT_ADMIN_TOKEN": "three"})
+    headers = {"Authorization": "Bearer three"}
+    with mute:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://plane") as client:
+
+            async def load(model_id: str) -> httpx.Response:
+                return await client.post(
+                    "/admin/load_model", headers=headers, json={"model_id": model_id, "profile_id": "held"}
+                )
+
+            assert (await load("first")).json()["status"] == "loading_started"
+            while (job := loader.job("first")) is None or job.status != "running":  # noqa: ASYNC110 - as an operator asks
+                await asyncio.sleep(0)
+            assert [(await load(f"m{number}")).status_code for number in range(16)] == [200] * 16
+            refused = await load("one too many")
+            assert (refused.status_code, refused.json()["code"]) == (429, "ERR4007")
+            await loader.stop()
+
+
 @pytest.mark.spec("operations-20")
 async def test_an_engine_that_has_died_is_unhealthy() -> None:
     first, second = Mortal(), Mortal()
@@ -85,6 +127,22 @@ async def test_an_engine_that_has_died_is_unhealthy() -> None:
         told = answer.json()
         assert (answer.status_code, told["status"], told["model_pool_healthy"]) == (500, "error", False)
         assert (told["model_worker_total"], told["model_worker_shutdown"]) == (4000, 2000)
+
+
+@pytest.mark.spec("operations-20")
+async def test_health_asks_for_grpc_where_it_was_asked_for() -> None:
+    chosen = settings("--surfaces", "yap,grpc")
+    service = build_service(chosen, Mortal())
+    async with plane(chosen, service) as client:
+        answer = await client.get("/health")
+        assert (answer.status_code, answer.json()["grpc_running"], answer.json()["model_pool_healthy"]) == (
+            500,
+            False,
+            True,
+        )
+        service.serving.add("grpc")
+        answer = await client.get("/health")
+        assert (answer.status_code, answer.json()["grpc_running"]) == (200, True)
 
 
 @pytest.mark.spec("operations-23", "operations-24")
