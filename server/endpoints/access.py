@@ -35,7 +35,7 @@ def within(address: str, networks: Sequence[Network]) -> bool:
     except ValueError:
         return False
     mapped = getattr(parsed, "ipv4_mapped", None)
-    return any((mapped or parsed) in network for network in networks)
+    return any(parsed in network or (mapped is not None and mapped in network) for network in networks)
 
 
 class Clients:

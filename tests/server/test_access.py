@@ -25,6 +25,10 @@ def test_a_trusted_proxy_tells_of_its_own_client_alone(peer: str, forwarded: lis
     assert clients.behind(peer, "") == clients.behind(peer, f"{forwarded[0]}, ") == peer
 
 
+def test_a_network_of_mapped_addresses_has_them() -> None:
+    assert within("::ffff:10.0.0.1", read_network("::ffff:10.0.0.1"))
+
+
 @given(st.ip_addresses(v=4), st.integers(0, 32))
 def test_an_address_lies_in_its_network_however_it_is_written(address: ipaddress.IPv4Address, prefix: int) -> None:
     networks = read_network(f"{address}/{prefix}")
