@@ -25,7 +25,7 @@ def gpus() -> dict[str, int]:
     ``gpu_memory`` is what they have, ``gpu_memory_cached`` what all programs hold of it, ``gpu_memory_allocated`` what this server's
     own processes hold; where the driver does not tell of processes (as in many containers) the latter two are the same.
     """
-    nvml = _nvml()
+    nvml = open_nvml()
     if nvml is None:
         return {}
     total = used = own = 0
@@ -53,7 +53,7 @@ def gpus() -> dict[str, int]:
 
 
 @functools.cache
-def _nvml() -> Any:
+def open_nvml() -> Any:
     """NVIDIA's library, started; None where there is no driver."""
     try:
         import pynvml

@@ -10,6 +10,8 @@ from typing import Any
 import psutil
 import structlog
 
+from server.endpoints.machine import open_nvml
+
 _log = structlog.get_logger("earmark.operations")
 
 
@@ -19,8 +21,6 @@ class System:
     def __init__(self) -> None:
         self._process = psutil.Process()
         self._process.cpu_percent()
-        self._nvml: Any = None
-        self._nvml_tried = False
 
     def told(self, *, gpus: bool) -> dict[str, object]:
         """The object of ``/system``; ``timestamp`` in seconds since 1970, ``gpus`` looked at only on demand."""
@@ -51,9 +51,7 @@ class System:
 
     def _gpus(self) -> list[dict[str, object]]:
         """NVIDIA's GPUs; none where there is no driver. What one does not tell is None."""
-        if not self._nvml_tried:
-            self._nvml, self._nvml_tried = _open_nvml(), True
-        nvml = self._nvml
+        nvml = open_nvml()
         if nvml is None:
             return []
         try:
@@ -69,18 +67,6 @@ def _load() -> list[float] | None:
         return list(os.getloadavg())
     except OSError:
         return None
-
-
-def _open_nvml() -> Any:
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    return pynvml
 
 
 def _gpu(nvml: Any, index: int, handle: Any) -> dict[str, object]:

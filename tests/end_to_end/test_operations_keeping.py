@@ -23,6 +23,7 @@ from tests.end_to_end.rpc_clients import OPEN, chunks, create, new_id, stream, s
 from tests.end_to_end.running_server import KEY, ROOT, RunningServer, clean_environment, command
 from tests.end_to_end.speech import sentence
 from tests.end_to_end.test_openai_files import upload
+from tests.end_to_end.ways import by_rest, by_session
 
 NAME = re.compile(r"\d{8}T\d{6}_[A-Za-z0-9_-]+\.wav")
 DAY_SECONDS = 86400
@@ -47,10 +48,12 @@ async def say_over_grpc(server: RunningServer, pcm: bytes) -> None:
         await transcribe(backend, pcm, attributes={"api_key": CLIENTS_KEY})
 
 
-SPEAKERS: dict[str, Callable[[RunningServer, bytes], Awaitable[None]]] = {
+SPEAKERS: dict[str, Callable[[RunningServer, bytes], Awaitable[object]]] = {
     "yap": say_over_yap,
     "realtime": say_over_realtime,
     "openai": say_over_openai,
+    "rest": by_rest,
+    "sessions": by_session,
     "grpc": say_over_grpc,
 }
 """One for every surface."""
