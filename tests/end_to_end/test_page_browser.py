@@ -190,10 +190,11 @@ def test_a_session_shows_its_text_before_the_end_and_is_deleted_behind_it(
     assert_nothing_amiss(tab, server)
 
 
+@pytest.mark.parametrize("script", ["{}", '{"audio_rate": 10}'], ids=["more than the rate", "more than the engine"])
 def test_a_session_loses_nothing_of_a_recording_that_is_sent_fast(
-    tab: Page, serve: Serve, long_recording: Path
+    tab: Page, serve: Serve, long_recording: Path, script: str
 ) -> None:
-    server = serve("--script", '{"audio_rate": 20}', "--sessions-queue", "60")
+    server = serve("--script", script, "--sessions-queue", "60")
     show(tab, server)
     choose(tab, "surface", "sessions")
     choose(tab, "pace", "fast")
