@@ -79,7 +79,7 @@ export class Run {
   }
 
   timeFirst(text) {
-    if (this.first !== undefined || !text.trim()) return;
+    if (this.first !== undefined || this.surface.file || !text.trim()) return;
     this.first = (performance.now() - this.firstSentAt) / 1000;
     this.tellFigures();
   }

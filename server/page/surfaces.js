@@ -4,11 +4,12 @@
 //   name, label         its own name, and what the reader sees
 //   listed              the name under which the server lists it, where that is another
 //   rate                samples a second
-//   file                it takes recordings as they are
+//   file                it takes recordings as they are, and all text comes at the end
 //   delays, languages   it can be told one
 //   unsettled           text may change until the end, and it does not say which of it stands
 //   drops               it leaves out audio that waits too long
 //   keyed(offer)        whether it demands a key
+//   remark              what the reader should know of it before choosing it
 //   closed(offer)       why a browser cannot use it; empty when it can
 //   open({key, model, delayMs, language, recording}, heard), which returns a channel:
 //     send(pcm)   the next PCM16          room()    resolves when more may be sent
@@ -234,6 +235,7 @@ const sessions = {
   delays: true,
   languages: true,
   unsettled: true,
+  remark: "All text may change until the end.",
   keyed: (offer) => offer.requireKey,
   closed: () => "",
   open({ key, model, delayMs, language }, heard) {
@@ -333,6 +335,7 @@ const transcriptions = {
   label: "File upload",
   rate: 16000,
   file: true,
+  remark: "The transcript comes at the end, as a whole.",
   languages: true,
   keyed: (offer) => offer.requireKey,
   closed: () => "",

@@ -131,10 +131,6 @@ export class Take {
     this.article.append(row);
   }
 
-  get empty() {
-    return !this.text && !this.tail.textContent;
-  }
-
   remove() {
     this.article.remove();
   }

@@ -237,10 +237,12 @@ def test_an_uploaded_recording_gives_the_text_and_the_times(
     path, pcm, words = recording
     show(tab, server)
     choose(tab, "surface", "transcriptions")
+    assert tab.evaluate("document.getElementById('pace-field').hidden"), "a file goes as it is"
     tab.give_file("#file", path)
     state(tab, "done")
     assert shown(tab).split() == [word.text for word in words]
     assert summary(tab)["Audio"] == f"{len(pcm) / 32_000:.2f} s"
+    assert "First token" not in summary(tab)
     assert tab.evaluate("document.querySelectorAll('.word:not(.timed)').length") == 0
     assert_nothing_amiss(tab, server)
 

@@ -95,6 +95,7 @@ def test_what_the_microphone_heard_is_uploaded_as_a_file(tab: Page, peer: Peer) 
     choose(tab, "language", "de")
     tab.click("#speak")
     tab.until("parseFloat(document.getElementById('audio').textContent) > 0.5")
+    assert shown(tab) == "The transcript comes when you stop."
     tab.click("#speak")
     state(tab, "done")
     assert shown(tab) == "zwei Worte"
