@@ -199,7 +199,7 @@ def test_a_session_loses_nothing_of_a_recording_that_is_sent_fast(
     choose(tab, "surface", "sessions")
     choose(tab, "pace", "fast")
     tab.give_file("#file", long_recording)
-    tab.until("document.body.dataset.state === 'done'", 90)
+    tab.until("document.body.dataset.state === 'done'", 50)
     assert len(shown(tab).split()) == 401
     assert server.metric("earmark_dropped_audio_seconds_total", surface="sessions") == 0
 
