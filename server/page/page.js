@@ -8,6 +8,7 @@ import { surfaces } from "./surfaces.js";
 import { Announcer, Take, tellTimes } from "./transcript.js";
 
 const at = (id) => document.getElementById(id);
+const WHOLE = { listening: "The transcript comes when you stop.", sending: "The recording is sent.", finishing: "The recording is transcribed." };
 const offer = { surfaces: [], models: [], requireKey: false, known: false };
 const takes = new Set();
 const announcer = new Announcer(at("said"));
@@ -79,10 +80,9 @@ function showChoice() {
   const model = chosenModel();
   at("delay-field").hidden = !surface?.delays;
   at("language-field").hidden = !(surface?.languages && model?.languages?.length > 1);
-  at("surface-about").textContent = offer.surfaces
-    .filter((each) => each.closed(offer))
-    .map((each) => `${each.label}: ${each.closed(offer)}`)
-    .join(" ");
+  const closed = offer.surfaces.filter((each) => each.closed(offer)).map((each) => `${each.label}: ${each.closed(offer)}`);
+  at("surface-about").textContent = [surface?.remark, ...closed].filter(Boolean).join("\n");
+  at("pace-field").hidden = surface?.file === true;
   at("chosen-surface").textContent = surface ? `${surface.label} · ` : "";
   at("chosen-rest").textContent = [model?.id.split("/").pop(), surface?.delays && `${at("delay").value}\u00a0ms`].filter(Boolean).join(" · ");
   at("pace-about").textContent =
@@ -151,7 +151,10 @@ async function begin(source) {
 function shower(take, source) {
   const live = () => !source.fast && !run.surface.file;
   return {
-    state: showState,
+    state(name) {
+      if (run.surface.file) take.tentative(WHOLE[name] ?? "");
+      showState(name);
+    },
     level: (value) => at("level").style.setProperty("--level", Math.min(1, 4 * value).toFixed(3)),
     note: (text, kind) => take.note(text, kind),
     text(text, words) {

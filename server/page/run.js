@@ -65,15 +65,23 @@ export class Run {
     return {
       ready: unlessOver(() => this.ready(pcm)),
       append: unlessOver((text, words) => {
-        if (this.first === undefined && text.trim()) this.first = (performance.now() - this.firstSentAt) / 1000;
+        this.timeFirst(text);
         this.seen.text(text, words);
-        this.tellFigures();
       }),
-      tentative: unlessOver((text) => this.seen.tentative(text)),
+      tentative: unlessOver((text) => {
+        if (this.surface.unsettled) this.timeFirst(text);
+        this.seen.tentative(text);
+      }),
       note: unlessOver((sentence, kind) => this.seen.note(sentence, kind)),
       final: unlessOver((final) => this.finish(final)),
       fault: unlessOver((fault) => this.fail(fault)),
     };
+  }
+
+  timeFirst(text) {
+    if (this.first !== undefined || this.surface.file || !text.trim()) return;
+    this.first = (performance.now() - this.firstSentAt) / 1000;
+    this.tellFigures();
   }
 
   ready(pcm) {
@@ -131,7 +139,7 @@ export class Run {
   }
 
   finish(final) {
-    const toFinal = this.finishedAt === undefined || final.untimed ? undefined : (performance.now() - this.finishedAt) / 1000;
+    const toFinal = this.finishedAt === undefined ? undefined : (performance.now() - this.finishedAt) / 1000;
     this.become("done");
     this.letGo();
     this.seen.done({ ...final, sent: this.sent, first: this.first, toFinal });

@@ -4,25 +4,27 @@
 //   name, label         its own name, and what the reader sees
 //   listed              the name under which the server lists it, where that is another
 //   rate                samples a second
-//   file                it takes recordings as they are
+//   file                it takes recordings as they are, and all text comes at the end
 //   delays, languages   it can be told one
+//   unsettled           text may change until the end, and it does not say which of it stands
 //   drops               it leaves out audio that waits too long
 //   keyed(offer)        whether it demands a key
+//   remark              what the reader should know of it before choosing it
 //   closed(offer)       why a browser cannot use it; empty when it can
 //   open({key, model, delayMs, language, recording}, heard), which returns a channel:
 //     send(pcm)   the next PCM16          room()    resolves when more may be sent
 //     finish()    no more audio comes     abort()   forget it all
 //
 // `heard` is told ready() once audio may come; then append(text, words), tentative(text) and note(sentence, kind) as it goes; and at the end
-// either final({text, words, audioSeconds, untimed}) or fault({kind, sentence}), kind being "key" or "other". `untimed`: nothing said
-// that it was over, so it came late. Nothing comes after the end, or after abort().
+// either final({text, words, audioSeconds}) or fault({kind, sentence}), kind being "key" or "other". Nothing comes after the end, or after
+// abort(); send(), room() and finish() come only after ready().
 
 import { base64, wav } from "./pcm.js";
 
 const MOST_UNSENT_BYTES = 1 << 20;
 const ROOM_POLL_MS = 20;
-const SESSION_SILENCE_SECONDS = 1.5;
-const SESSION_QUIET_MS = 4000;
+const SESSION_BYTES_PER_MS = 800; // 25 times real time; servers drop what is beyond 1000
+const SESSION_MOST_WAITING = 50; // frames; servers drop the oldest of more than 1000
 
 const yap = {
   name: "yap",
@@ -139,10 +141,7 @@ const openai = {
   keyed: (offer) => offer.requireKey,
   closed: () => "",
   open({ key, model, delayMs, language }, heard) {
-    if (key && !TOKEN.test(key)) {
-      queueMicrotask(() => heard.fault(uncarried));
-      return silent;
-    }
+    if (key && !TOKEN.test(key)) return without(heard, uncarried);
     const protocols = key ? ["realtime", `openai-insecure-api-key.${key}`] : [];
     const items = new Map(); // in the order in which they were first mentioned: {text, complete}
     const item = (id) => items.get(id) ?? items.set(id, { text: "", complete: false }).get(id);
@@ -233,84 +232,101 @@ const sessions = {
   name: "sessions",
   label: "Sessions",
   rate: 16000,
+  delays: true,
+  languages: true,
+  unsettled: true,
+  remark: "All text may change until the end.",
   keyed: (offer) => offer.requireKey,
-  closed: headerKey,
-  open(_, heard) {
-    let channel = null;
-    let aborted = false;
-    const waiting = []; // calls made before the session exists
-    const later = (call) => (channel ? call(channel) : waiting.push(call));
-    create().catch(() => aborted || heard.fault(gone));
+  closed: () => "",
+  open({ key, model, delayMs, language }, heard) {
+    if (!PRINTED.test(key)) return without(heard, uncarried);
+    let socket = null;
+    let session = null;
+    let over = false;
+    let text = "";
+    let sent = 0; // bytes of audio
+    let began = 0;
+    let counted = () => {}; // told how many frames wait at the server
+
+    create().catch(() => over || stop(gone));
 
     async function create() {
-      const answer = await fetch("/session/create", { method: "POST", cache: "no-store" });
-      if (aborted) return;
+      const answer = await fetch("/session/create", { method: "POST", cache: "no-store", headers: bearer(key) });
       if (!answer.ok) {
-        heard.fault(await httpFault(answer));
+        const why = await httpFault(answer);
+        if (!over) stop(why);
         return;
       }
-      const session = await answer.json();
-      channel = converse(session, heard);
-      waiting.splice(0).forEach((call) => call(channel));
+      session = await answer.json();
+      if (over) forget();
+      else socket = connect(session.websocket_url, [], { fault: stop }, { frame });
     }
 
-    return {
-      send: (pcm) => later((open) => open.send(pcm)),
-      room: () => (channel ? channel.room() : Promise.resolve()),
-      finish: () => later((open) => open.finish()),
-      abort() {
-        aborted = true;
-        channel?.abort();
-      },
+    function frame({ type, status, control_type, stats, text: said, error, code }) {
+      if (type === "status" && status === "connected") {
+        control("configure", { model, delay_ms: delayMs, language: language || undefined, partials: true, vad: "off" });
+      } else if (type === "status" && stats) {
+        counted(stats.queue_size);
+      } else if (type === "heartbeat") {
+        control("ping"); // whoever is silent for long is sent away, even while the server owes a text
+      } else if (type === "partial") {
+        heard.tentative((text ? " " : "") + said);
+      } else if (type === "text_response") {
+        const piece = (text ? " " : "") + said;
+        text += piece;
+        heard.append(piece, []);
+      } else if (control_type === "configured") {
+        began = performance.now();
+        heard.ready();
+      } else if (control_type === "ended") {
+        leave();
+        heard.final({ text, words: [] });
+      } else if (type === "error") {
+        stop(sessionFault(error, code));
+      }
+    }
+
+    const control = (kind, fields = {}) => socket.send(JSON.stringify({ type: "control", control_type: kind, ...fields }));
+    const forget = () =>
+      fetch(`/session/${encodeURIComponent(session.session_id)}`, { method: "DELETE", keepalive: true, headers: bearer(key) }).catch(() => {});
+    const leave = () => {
+      over = true;
+      socket?.over();
+      if (session) forget();
     };
+    const stop = (why) => {
+      leave();
+      heard.fault(why);
+    };
+
+    return {
+      send(pcm) {
+        sent += pcm.byteLength;
+        socket.send(pcm);
+      },
+      /** The server drops audio that comes too fast or waits too long, so neither happens. */
+      async room() {
+        await socket.room();
+        const early = began + sent / SESSION_BYTES_PER_MS - performance.now();
+        if (early > 0) await pause(early);
+        while (!over && (await waitingThere()) > SESSION_MOST_WAITING) await pause(ROOM_POLL_MS);
+      },
+      finish: () => control("end"),
+      abort: leave,
+    };
+
+    function waitingThere() {
+      const answer = new Promise((resolve) => (counted = resolve));
+      control("get_stats");
+      return answer;
+    }
   },
 };
 
-/** One socket of a session. The protocol has no end of audio: silence ends the utterance, and a while without text the transcript. */
-function converse({ session_id, websocket_url }, heard) {
-  let text = "";
-  let finishing = false;
-  let quiet = 0;
-  const forget = () => fetch(`/session/${encodeURIComponent(session_id)}`, { method: "DELETE", keepalive: true }).catch(() => {});
-  const end = () => {
-    socket.over();
-    forget();
-    heard.final({ text, words: [], untimed: true });
-  };
-  const rest = () => {
-    clearTimeout(quiet);
-    if (finishing) quiet = setTimeout(end, SESSION_QUIET_MS);
-  };
-  const stopping = { ...heard, fault: (why) => (clearTimeout(quiet), forget(), heard.fault(why)) };
-  const socket = connect(new URL(websocket_url, location.href).pathname, [], stopping, {
-    frame({ type, status, text: said, error, code }) {
-      if (type === "status" && status === "connected") heard.ready();
-      if (type === "text_response" && said) {
-        const piece = (text ? " " : "") + said.trim();
-        text += piece;
-        heard.append(piece, []);
-        rest();
-      }
-      if (type === "error") {
-        socket.over();
-        stopping.fault(fault(`The server could not go on: ${error} (${code ?? "no code"}).`));
-      }
-    },
-  });
-  return {
-    send: (pcm) => socket.send(pcm),
-    room: socket.room,
-    finish() {
-      socket.send(new Int16Array(16000 * SESSION_SILENCE_SECONDS));
-      finishing = true;
-      rest();
-    },
-    abort() {
-      clearTimeout(quiet);
-      socket.abort();
-      forget();
-    },
-  };
+function sessionFault(error, code) {
+  if (code === "RATE_LIMITED") return fault(`The server takes no more for now: ${error}.`);
+  if (code === "CONNECTION_FAILED") return fault(`The server is at capacity, or shutting down: ${error}.`);
+  return fault(`The server could not go on: ${error} (${code ?? "no code"}).`);
 }
 
 const transcriptions = {
@@ -319,6 +335,7 @@ const transcriptions = {
   label: "File upload",
   rate: 16000,
   file: true,
+  remark: "The transcript comes at the end, as a whole.",
   languages: true,
   keyed: (offer) => offer.requireKey,
   closed: () => "",
@@ -335,8 +352,7 @@ const transcriptions = {
       form.append("response_format", "verbose_json");
       form.append("timestamp_granularities[]", "word");
       if (language) form.append("language", language);
-      const headers = key ? { Authorization: `Bearer ${key}` } : {};
-      const answer = await fetch("/v1/audio/transcriptions", { method: "POST", body: form, headers, signal: request.signal });
+      const answer = await fetch("/v1/audio/transcriptions", { method: "POST", body: form, headers: bearer(key), signal: request.signal });
       if (!answer.ok) return heard.fault(await httpFault(answer));
       const { text, words, duration } = await answer.json();
       const timed = (words ?? []).map(({ word, start, end }) => ({ text: word, start, end }));
@@ -362,7 +378,6 @@ export const surfaces = [yap, realtime, openai, sessions, transcriptions];
 
 const TOKEN = /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/; // what the name of a WebSocket's subprotocol may be made of
 const PRINTED = /^[!-~]*$/;
-const silent = { send() {}, room: () => Promise.resolve(), finish() {}, abort() {} };
 const uncarried = { kind: "other", sentence: "This key has characters that cannot be sent here. Another surface may take it, or another key." };
 const wrongKey = { kind: "key", sentence: "The server does not know this key." };
 const gone = {
@@ -372,6 +387,21 @@ const gone = {
 
 function fault(sentence) {
   return { kind: "other", sentence };
+}
+
+/** A channel that fails before anything can be sent. */
+function without(heard, why) {
+  let over = false;
+  queueMicrotask(() => over || heard.fault(why));
+  return { abort: () => (over = true) };
+}
+
+function bearer(key) {
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+function pause(ms) {
+  return new Promise((resolve) => setTimeout(resolve, ms));
 }
 
 /** A required key travels in a header here, and browsers cannot set one for a WebSocket. */
@@ -388,7 +418,8 @@ async function httpFault(answer) {
   if (answer.status === 401 || answer.status === 403) return wrongKey;
   const body = await answer.json().catch(() => ({}));
   const said = [body.error?.message, body.detail, body.error].find((each) => typeof each === "string") ?? `status ${answer.status}`;
-  if (answer.status === 429 || answer.status === 503) return fault(`The server is at capacity, or shutting down: ${said}.`);
+  if (answer.status === 429) return fault(`The server takes no more for now: ${said}.`);
+  if (answer.status === 503) return fault(`The server is at capacity, or shutting down: ${said}.`);
   return fault(`The server refused: ${said}.`);
 }
 
@@ -443,7 +474,7 @@ function connect(path, protocols, heard, { frame }) {
       else waiting.push(data);
     },
     async room() {
-      while (!over && (!open || socket.bufferedAmount > MOST_UNSENT_BYTES)) await new Promise((resolve) => setTimeout(resolve, ROOM_POLL_MS));
+      while (!over && (!open || socket.bufferedAmount > MOST_UNSENT_BYTES)) await pause(ROOM_POLL_MS);
     },
     over: close,
     abort: close,

@@ -131,18 +131,14 @@ export class Take {
     this.article.append(row);
   }
 
-  get empty() {
-    return !this.text && !this.tail.textContent;
-  }
-
   remove() {
     this.article.remove();
   }
 }
 
-/** When the word was said, or failing that when it was shown. */
+/** When the word was said, or failing that when it stood. */
 function timeOf({ start, end, sent }) {
-  return start === undefined ? `shown after ${seconds(sent)} of audio` : `${clock(start)} – ${clock(end)}`;
+  return start === undefined ? `settled after ${seconds(sent)} of audio` : `${clock(start)} – ${clock(end)}`;
 }
 
 /** Words tell their time to a pointer, a tap, and the arrow keys. `takes` is a Set of Take. */

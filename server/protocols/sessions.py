@@ -355,7 +355,7 @@ class AudioDialect(_Socket):
     def _audio(self, data: bytes) -> list[Step]:
         if not self._around.conversations.audio.take(self._conversation.id, self._now, len(data)):
             rate = self._around.conversations.audio.rate
-            message = f"more than {rate:g} bytes of audio a second; this frame of {len(data)} bytes is dropped"
+            message = f"more than {rate:.0f} bytes of audio a second; this frame of {len(data)} bytes is dropped"
             return self._error(sessions.RATE_LIMITED, message)
         if len(data) % 2:
             message = f"Audio processing: PCM16 needs an even number of bytes, got {len(data)}; the frame is dropped"

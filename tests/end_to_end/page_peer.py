@@ -32,7 +32,6 @@ class Peer:
     port: int = 0
     told: list[dict[str, Any]] = field(default_factory=list)
     audio: bytearray = field(default_factory=bytearray)
-    sessions: set[str] = field(default_factory=set)
 
     def app(self) -> FastAPI:
         app = FastAPI()
@@ -41,14 +40,11 @@ class Peer:
         app.get("/healthz")(self.healthz)
         app.get("/v1/models")(self.models)
         app.post("/v1/audio/transcriptions")(self.transcribe)
-        app.post("/session/create")(self.create)
-        app.delete("/session/{session_id}")(self.delete)
-        app.websocket("/ws/audio/{session_id}")(self.converse)
         app.websocket("/v1/realtime")(self.realtime)
         return app
 
     async def root(self) -> dict[str, Any]:
-        return {"surfaces": ["openai", "sessions", "of-tomorrow"], "require_key": self.require_key}
+        return {"surfaces": ["openai", "of-tomorrow"], "require_key": self.require_key}
 
     async def healthz(self) -> dict[str, str]:
         return {"status": "ok"}
@@ -75,35 +71,6 @@ class Peer:
             words = [{"word": "zwei", "start": 0.1, "end": 0.4}, {"word": "Worte", "start": 0.5, "end": 0.9}]
             return {"text": "zwei Worte", "duration": 1.25, "words": words}
         return JSONResponse({"error": {"message": "no such language", "type": "invalid_request_error"}}, 400)
-
-    # ---- sessions
-
-    async def create(self) -> dict[str, str]:
-        session = f"session-{len(self.sessions)}"
-        self.sessions.add(session)
-        return {"session_id": session, "status": "created", "websocket_url": f"/ws/audio/{session}"}
-
-    async def delete(self, session_id: str) -> dict[str, str]:
-        self.sessions.remove(session_id)
-        return {"status": "deleted", "session_id": session_id}
-
-    async def converse(self, socket: WebSocket, session_id: str) -> None:
-        """Loud audio followed by a second of silence is an utterance; the first two of them have text."""
-        await socket.accept()
-        hello = {"type": "status", "status": "connected", "client_id": f"{session_id}_1", "session_id": session_id}
-        await socket.send_json(hello | {"server_time": time.time()})
-        await socket.send_json({"type": "heartbeat", "timestamp": time.time()})
-        quiet, texts = 0, [" one utterance ", "and another"]
-        with contextlib.suppress(WebSocketDisconnect):
-            while True:
-                pcm = await socket.receive_bytes()
-                self.audio += pcm
-                quiet = quiet + len(pcm) if not any(pcm) else 0
-                if quiet >= 32_000 and texts:
-                    while texts:
-                        await socket.send_json(
-                            {"type": "text_response", "text": texts.pop(0), "timestamp": time.time()}
-                        )
 
     # ---- OpenAI's realtime transcription sessions
 

@@ -53,7 +53,7 @@ def test_everybody_else_gets_json(server: RunningServer, accept: str) -> None:
     answer = json.loads(body)
     assert (answer["name"], answer["surfaces"], answer["require_key"]) == (
         "Earmark",
-        ["yap", "realtime", "openai", "sessions"],
+        ["yap", "realtime", "rest", "openai", "sessions"],
         False,
     )
 

@@ -147,7 +147,7 @@ async def heard_by_yap(server: RunningServer, pcm: bytes) -> str:
 # ---- recordings
 
 
-@pytest.mark.parametrize("surface", ["yap", "realtime"])
+@pytest.mark.parametrize("surface", ["yap", "realtime", "sessions"])
 @pytest.mark.parametrize("pace", ["fast", "real"])
 def test_a_recording_of_16_khz_gives_the_text_that_a_client_gets(
     tab: Page, server: RunningServer, recording: tuple[Path, bytes, list[TimedWord]], surface: str, pace: str
@@ -162,8 +162,73 @@ def test_a_recording_of_16_khz_gives_the_text_that_a_client_gets(
     figures = summary(tab)
     assert (figures["Words"], figures["Audio"]) == (str(len(words)), f"{len(pcm) / 32_000:.2f} s")
     assert {"First token", "To final"} <= set(figures)
-    assert ("Lag, median" in figures) == (pace == "real")
+    assert ("Lag, median" in figures) == (pace == "real" and surface != "sessions")
     assert_nothing_amiss(tab, server)
+
+
+def test_a_session_shows_its_text_before_the_end_and_is_deleted_behind_it(
+    tab: Page, server: RunningServer, recording: tuple[Path, bytes, list[TimedWord]]
+) -> None:
+    path, _, words = recording
+    show(tab, server)
+    choose(tab, "surface", "sessions")
+    choose(tab, "delay", "960")
+    tab.give_file("#file", path)
+    tentative = tab.until(
+        "document.body.dataset.state === 'sending' && document.querySelector('.tentative').textContent"
+    )
+    assert " ".join(word.text for word in words).startswith(tentative)
+    assert not tab.evaluate("document.querySelectorAll('.word').length"), "nothing says yet that it stands"
+    state(tab, "done")
+    assert shown(tab).split() == [word.text for word in words]
+    number, unit = summary(tab)["First token"].split()
+    # the scripted engine tells a word so long after its end, and the first packet is sent 80 ms into the audio
+    assert float(number) / (1000 if unit == "ms" else 1) > words[0].end + 0.85
+    made = "performance.getEntriesByType('resource').find(one => /session.[0-9a-f-]{36}$/.test(one.name))?.name"
+    session = tab.until(made).rpartition("/")[2]
+    assert server.request("DELETE", f"/session/{session}")[0] == 404
+    assert_nothing_amiss(tab, server)
+
+
+@pytest.mark.parametrize("script", ["{}", '{"audio_rate": 10}'], ids=["more than the rate", "more than the engine"])
+def test_a_session_loses_nothing_of_a_recording_that_is_sent_fast(
+    tab: Page, serve: Serve, long_recording: Path, script: str
+) -> None:
+    server = serve("--script", script, "--sessions-queue", "60")
+    show(tab, server)
+    choose(tab, "surface", "sessions")
+    choose(tab, "pace", "fast")
+    tab.give_file("#file", long_recording)
+    tab.until("document.body.dataset.state === 'done'", 50)
+    assert len(shown(tab).split()) == 401
+    assert server.metric("earmark_dropped_audio_seconds_total", surface="sessions") == 0
+
+
+def test_a_session_is_kept_while_the_server_still_owes_its_text(
+    tab: Page, serve: Serve, recording: tuple[Path, bytes, list[TimedWord]]
+) -> None:
+    idle = ("--sessions-heartbeat-seconds", "0.4", "--sessions-inactivity-seconds", "0.6")
+    server = serve("--script", '{"final_latency_ms": 2500}', *idle)
+    show(tab, server)
+    choose(tab, "surface", "sessions")
+    choose(tab, "pace", "fast")
+    tab.give_file("#file", recording[0])
+    state(tab, "done")
+    assert shown(tab).split() == [word.text for word in recording[2]]
+
+
+def test_who_asks_for_too_many_sessions_is_told_how_long_to_wait(
+    tab: Page, serve: Serve, recording: tuple[Path, bytes, list[TimedWord]]
+) -> None:
+    server = serve("--sessions-create-per-minute", "1")
+    show(tab, server)
+    choose(tab, "surface", "sessions")
+    choose(tab, "pace", "fast")
+    tab.give_file("#file", recording[0])
+    state(tab, "done")
+    tab.give_file("#file", recording[0])
+    told = complaint(tab)
+    assert re.fullmatch(r"The server takes no more for now: more than 1 sessions a minute; try again in \d+ s\.", told)
 
 
 def test_an_uploaded_recording_gives_the_text_and_the_times(
@@ -172,10 +237,12 @@ def test_an_uploaded_recording_gives_the_text_and_the_times(
     path, pcm, words = recording
     show(tab, server)
     choose(tab, "surface", "transcriptions")
+    assert tab.evaluate("document.getElementById('pace-field').hidden"), "a file goes as it is"
     tab.give_file("#file", path)
     state(tab, "done")
     assert shown(tab).split() == [word.text for word in words]
     assert summary(tab)["Audio"] == f"{len(pcm) / 32_000:.2f} s"
+    assert "First token" not in summary(tab)
     assert tab.evaluate("document.querySelectorAll('.word:not(.timed)').length") == 0
     assert_nothing_amiss(tab, server)
 
@@ -476,15 +543,23 @@ def test_where_a_key_is_required_it_opens_everything_that_a_browser_can_use(
         ["yap", False],
         ["realtime", True],
         ["openai", False],
-        ["sessions", True],
+        ["sessions", False],
         ["transcriptions", False],
     ]
     choose(tab, "pace", "fast")
-    for count, surface in enumerate(("yap", "openai", "transcriptions"), 1):
+    for count, surface in enumerate(("yap", "openai", "sessions", "transcriptions"), 1):
         choose(tab, "surface", surface)
         tab.give_file("#file", recording[0])
         tab.until(f"document.querySelectorAll('.summary').length === {count}")
     assert_nothing_amiss(tab, server)
+    choose(tab, "surface", "sessions")
+    tab.evaluate("sessionStorage.setItem('earmark-key', 'wrong')")
+    tab.give_file("#file", recording[0])
+    assert tab.until("document.getElementById('wrong').textContent") == "The server does not know this key."
+    tab.type(KEY)
+    tab.press("Enter", 13)
+    tab.until("document.querySelectorAll('.summary').length === 5")
+    assert shown(tab).split() == [word.text for word in recording[2]]
 
 
 # ---- the server in trouble
@@ -525,7 +600,7 @@ def test_an_utterance_that_the_engine_fails_ends_with_its_reason(
     tab: Page, serve: Serve, recording: tuple[Path, bytes, list[TimedWord]]
 ) -> None:
     server = serve("--script", '{"faults": [{"at": 1.5, "message": "the engine is tired"}]}')
-    for surface in ("yap", "realtime"):
+    for surface in ("yap", "realtime", "sessions"):
         show(tab, server)
         choose(tab, "surface", surface)
         tab.give_file("#file", recording[0])

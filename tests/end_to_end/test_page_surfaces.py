@@ -45,7 +45,7 @@ def show(page: Page, peer: Peer, surface: str, key: str = "") -> None:
 def test_surfaces_that_the_page_does_not_know_are_not_offered(tab: Page, peer: Peer) -> None:
     show(tab, peer, "openai")
     offered = tab.evaluate("[...document.getElementById('surface').options].map(one => one.value)")
-    assert sorted(offered) == ["openai", "sessions", "transcriptions"]
+    assert sorted(offered) == ["openai", "transcriptions"]
     assert not tab.evaluate("document.getElementById('delay-field').hidden")
     assert not tab.evaluate("document.getElementById('language-field').hidden")
     assert tab.errors == []
@@ -68,19 +68,6 @@ def test_openai_transcription_sessions_are_given_24_khz_and_their_pieces_joined(
         }
     }
     assert peer.told == [{"type": "transcription", "audio": audio}]
-    assert tab.errors == []
-
-
-def test_a_session_is_made_ended_by_silence_and_deleted(tab: Page, peer: Peer, recording: Path) -> None:
-    show(tab, peer, "sessions")
-    tab.give_file("#file", recording)
-    state(tab, "done")
-    assert shown(tab) == "one utterance and another"
-    assert bytes(peer.audio) == PCM + bytes(48_000)
-    tab.until(
-        "performance.getEntriesByType('resource').filter(one => one.name.includes('/session/session-0')).length === 1"
-    )
-    assert peer.sessions == set()
     assert tab.errors == []
 
 
@@ -108,6 +95,7 @@ def test_what_the_microphone_heard_is_uploaded_as_a_file(tab: Page, peer: Peer) 
     choose(tab, "language", "de")
     tab.click("#speak")
     tab.until("parseFloat(document.getElementById('audio').textContent) > 0.5")
+    assert shown(tab) == "The transcript comes when you stop."
     tab.click("#speak")
     state(tab, "done")
     assert shown(tab) == "zwei Worte"
@@ -119,10 +107,6 @@ def test_what_the_microphone_heard_is_uploaded_as_a_file(tab: Page, peer: Peer) 
 def test_a_required_key_goes_the_way_that_each_surface_has(tab: Page, recording: Path) -> None:
     with running(require_key=True) as peer:
         show(tab, peer, "transcriptions", KEY)
-        disabled = tab.evaluate(
-            "[...document.getElementById('surface').options].filter(one => one.disabled).map(one => one.value)"
-        )
-        assert disabled == ["sessions"]
         choose(tab, "language", "de")
         tab.give_file("#file", recording)
         state(tab, "done")
