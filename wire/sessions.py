@@ -231,10 +231,11 @@ class Configured(msgspec.Struct, frozen=True, tag_field="type", tag="control"):
 
 
 class Partial(msgspec.Struct, frozen=True, tag_field="type", tag="partial"):
-    """Additive: the whole text of the utterance so far, its end may still change."""
+    """Additive: the whole text of the utterance so far; it begins with ``committed``, which will not change any more."""
 
     text: str
     timestamp: float
+    committed: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ class _Text(msgspec.Struct):
 
 
 class _Partial(_Text):
-    pass
+    committed: str = ""
 
 
 class _Control(msgspec.Struct):
@@ -168,8 +168,9 @@ class _Utterance:
                 return [] if self._configured else [Ready()]
             case _Control("configured", delay_ms):
                 return [Ready(delay_ms)]
-            case _Partial(text):  # it may take words back, and does not say which of them stand
-                return self._growing.show(joined(self._pieces), joined([*self._pieces, text.strip()]))
+            case _Partial(text, committed):
+                stands = joined([*self._pieces, committed.strip()]) if committed.strip() else joined(self._pieces)
+                return self._growing.show(stands, joined([*self._pieces, text.strip()]))
             case _Text(text):
                 self._pieces.append(text.strip())
                 whole = joined(self._pieces)

@@ -68,10 +68,7 @@ export class Run {
         this.timeFirst(text);
         this.seen.text(text, words);
       }),
-      tentative: unlessOver((text) => {
-        if (this.surface.unsettled) this.timeFirst(text);
-        this.seen.tentative(text);
-      }),
+      tentative: unlessOver((text) => this.seen.tentative(text)),
       note: unlessOver((sentence, kind) => this.seen.note(sentence, kind)),
       final: unlessOver((final) => this.finish(final)),
       fault: unlessOver((fault) => this.fail(fault)),

@@ -6,7 +6,6 @@
 //   rate                samples a second
 //   file                it takes recordings as they are, and all text comes at the end
 //   delays, languages   it can be told one
-//   unsettled           text may change until the end, and it does not say which of it stands
 //   drops               it leaves out audio that waits too long
 //   keyed(offer)        whether it demands a key
 //   remark              what the reader should know of it before choosing it
@@ -234,8 +233,6 @@ const sessions = {
   rate: 16000,
   delays: true,
   languages: true,
-  unsettled: true,
-  remark: "All text may change until the end.",
   keyed: (offer) => offer.requireKey,
   closed: () => "",
   open({ key, model, delayMs, language }, heard) {
@@ -243,7 +240,8 @@ const sessions = {
     let socket = null;
     let session = null;
     let over = false;
-    let text = "";
+    let text = ""; // of texts that are whole
+    let stands = ""; // of the one that is growing: shown, and not to be taken back
     let sent = 0; // bytes of audio
     let began = 0;
     let counted = () => {}; // told how many frames wait at the server
@@ -262,7 +260,14 @@ const sessions = {
       else socket = connect(session.websocket_url, [], { fault: stop }, { frame });
     }
 
-    function frame({ type, status, control_type, stats, text: said, error, code }) {
+    const blank = () => (text && !stands ? " " : "");
+    const stand = (said) => {
+      if (said.length <= stands.length || !said.startsWith(stands)) return;
+      heard.append(blank() + said.slice(stands.length), []);
+      stands = said;
+    };
+
+    function frame({ type, status, control_type, stats, text: said, committed, error, code }) {
       if (type === "status" && status === "connected") {
         control("configure", { model, delay_ms: delayMs, language: language || undefined, partials: true, vad: "off" });
       } else if (type === "status" && stats) {
@@ -270,11 +275,12 @@ const sessions = {
       } else if (type === "heartbeat") {
         control("ping"); // whoever is silent for long is sent away, even while the server owes a text
       } else if (type === "partial") {
-        heard.tentative((text ? " " : "") + said);
+        stand(committed);
+        heard.tentative(said.startsWith(stands) ? blank() + said.slice(stands.length) : "");
       } else if (type === "text_response") {
-        const piece = (text ? " " : "") + said;
-        text += piece;
-        heard.append(piece, []);
+        stand(said);
+        text += (text ? " " : "") + said;
+        stands = "";
       } else if (control_type === "configured") {
         began = performance.now();
         heard.ready();

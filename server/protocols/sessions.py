@@ -443,7 +443,8 @@ class AudioDialect(_Socket):
 
     def _partial(self, tentative: str) -> list[Step]:
         text = (self._said + tentative).strip()
-        return [_reply(sessions.Partial(text, self._around.clock()))] if self._partials and text else []
+        partial = sessions.Partial(text, self._around.clock(), self._said.strip())
+        return [_reply(partial)] if self._partials and text else []
 
     def _final(self, final: Final) -> list[Step]:
         over_at = self._now if self._over_at is None else self._over_at

@@ -299,7 +299,10 @@ def test_partials_are_the_whole_text_so_far_and_begin_anew_with_the_next_utteran
     dialect.receive(AUDIO)
     steps = [dialect.tell(event) for event in (Tentative("1", "he"), Token("1", "hello"), Tentative("1", " the"))]
     partials = [frame for step in steps for frame in said(step)]
-    assert partials == [{"type": "partial", "text": text, "timestamp": UNIX} for text in ("he", "hello", "hello the")]
+    assert partials == [
+        {"type": "partial", "text": text, "timestamp": UNIX, "committed": committed}
+        for text, committed in (("he", ""), ("hello", "hello"), ("hello the", "hello"))
+    ]
     dialect.tell(Speech("1", speaking=False, at_seconds=1.0))
     dialect.tell(final("hello there", "silence"))
     assert [frame["text"] for frame in said(dialect.tell(Token("1", " next")))] == ["next"]
