@@ -91,6 +91,10 @@ def _become_server(options: list[str]) -> None:
     os.execve(sys.executable, [sys.executable, "-m", "server", *public], {**os.environ, **keys})
 
 
+_PORTS = {"ops": "operations", "grpc": "gRPC"}
+"""What a further port is for, where that is not a surface alone."""
+
+
 def _start(state: State, server: Command, *, wait: float, log_bytes: int) -> None:
     from harness.lifecycle import detached
 
@@ -98,7 +102,7 @@ def _start(state: State, server: Command, *, wait: float, log_bytes: int) -> Non
     assert record.announcement is not None
     print(f"url     {record.url}")
     for name, port in _other_ports(record).items():
-        print(f"port    {port}, {name} alone")
+        print(f"port    {port}, {_PORTS.get(name, f'{name} alone')}")
     print(f"engine  {record.announcement.engine}{_model(record)}")
     if server.made_up:
         print(f"key     {server.made_up} (made up, shown this once; set VOXTRAL_API_KEY to choose one)")

@@ -16,7 +16,7 @@ from harness.lifecycle.record import State, is_running
 from tests.end_to_end.running_server import KEY, clean_environment
 
 MAIN = "from harness.cli import main; main()"
-SCRIPTED = ("--engine", "scripted", "--host", "127.0.0.1", "--port", "0")
+SCRIPTED = ("--engine", "scripted", "--host", "127.0.0.1", "--port", "0", "--no-ops")
 
 
 def earmark(

@@ -81,6 +81,18 @@ def test_surfaces_with_a_port_of_their_own_are_told(life: Life) -> None:
     ports = life.told()["ports"]
     assert list(ports) == ["realtime"]
     assert f"port    {ports['realtime']}, realtime alone\n" in started.stdout
+
+
+def test_the_operations_port_is_told(life: Life) -> None:
+    started = life.start("--ops", "--ops-port", "0")
+    ports = life.told()["ports"]
+    assert f"port    {ports['ops']}, operations\n" in started.stdout
+    assert "stt_active_sessions" in httpx.get(f"http://127.0.0.1:{ports['ops']}/metrics").text
+
+
+def test_a_surface_with_a_port_of_its_own_answers_there(life: Life) -> None:
+    life.start("--surface-ports", "realtime=0")
+    ports = life.told()["ports"]
     with socket.create_connection(("127.0.0.1", ports["realtime"]), 5):
         pass
 

@@ -96,7 +96,7 @@ async def test_language_and_temperature_reach_the_engine(language: str | None, t
         )
     assert one.json()["transcription"] == "hello"
     assert [result["transcription"] for result in several.json()["results"]] == ["hello"] * 2
-    assert starts.options == [StreamOptions(language=told, temperature=0.7)] * 3
+    assert starts.options == [StreamOptions(language=told, model="default", temperature=0.7)] * 3
     assert watched == [("rest", "127.0.0.1")] * 3
 
 
