@@ -248,7 +248,7 @@ def test_while_it_starts_that_is_its_state_and_no_other_command_comes_between(
 def test_an_interrupt_while_it_starts_ends_it(life: Life, starting: subprocess.Popen[str]) -> None:
     pid = life.pid
     starting.send_signal(signal.SIGINT)
-    _, said = starting.communicate(timeout=30)
+    _, said = starting.communicate(timeout=90)  # it may take the kill behind the term, each with its patience
     assert starting.returncode == 130
     assert "Traceback" not in said
     assert identity(pid) is None
