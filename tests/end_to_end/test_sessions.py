@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import base64
 import io
+import itertools
 import json
 import subprocess
 import time
