@@ -33,7 +33,10 @@ from wire.stt.stt_pb2 import AudioChunk, SessionRequest
 
 CASES = int(os.environ.get("EARMARK_FUZZ_CASES", "2000"))
 CASE_SECONDS = 20.0
-pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # cases are large
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Generating overly large repr"),  # cases are large
+    pytest.mark.filterwarnings("ignore:Do not use the `random` module"),  # the good streams do, in their thread
+]
 Frame = str | bytes
 T = TypeVar("T")
 
@@ -332,7 +335,7 @@ def neighbours(loop: Loop, server: RunningServer) -> Iterator[Neighbours]:
 def bounded(test: Callable[..., None]) -> Callable[..., None]:
     """The share of a surface, the same cases each time."""
     how = settings(
-        max_examples=CASES // SHARES,
+        max_examples=-(-CASES // SHARES),  # rounded up
         deadline=None,
         database=None,
         phases=[Phase.generate, Phase.shrink],
